@@ -1,0 +1,1 @@
+"""Methods side by side: the demo on a real layer."""

@@ -1,0 +1,242 @@
+"""Commands that solve, and that check what was solved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from osscar_opt.cli._console import (
+    INTERRUPTED,
+    grid,
+    patience,
+    print_json,
+    require_writable,
+    say,
+    stdout,
+    table,
+)
+
+if TYPE_CHECKING:
+    from osscar_opt.formulations.path import Path as ErrorPath
+    from osscar_opt.formulations.problem import Problem
+    from osscar_opt.formulations.solution import Solution
+    from osscar_opt.solvers.registry import SolverInfo, SolverTable
+
+File = Annotated[Path, typer.Argument(help="An instance file.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Keep = Annotated[int | None, typer.Option(help="How many groups may stay; the file's own by default.")]
+Sparsity = Annotated[float | None, typer.Option(help="Share of the groups that goes, in place of --keep.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the method; repeatable."),
+]
+
+
+def solve(
+    file: File,
+    method: Annotated[str, typer.Option("--method", "-m", help="See `osscar-opt solvers`.")] = "auto",
+    keep: Keep = None,
+    sparsity: Sparsity = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds for the whole solve.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Short for --option seed=...")] = None,
+    option: Options = None,
+    output: Annotated[Path | None, typer.Option(help="Write the solution, weights included, here.")] = None,
+    json: Json = False,
+) -> None:
+    """Choose the groups to keep, and refit their weights.
+
+    Ctrl-C ends the search; the best solution so far is printed and written all the same.
+    """
+    from osscar_opt.cli._options import parse_options
+
+    require_writable(output)
+    options = parse_options(method, option or (), seed)
+    problem = _limited(_read(file), keep, sparsity)
+    solution = problem.solve(method, time_limit=time_limit, **options)
+    if output is not None:
+        solution.save(output)
+    if json:
+        named = {"file": str(file), "output": None if output is None else str(output), "keep": problem.keep}
+        print_json({**named, **solution.to_dict()})
+    else:
+        stdout().print(grid(_solution_rows(solution, output)))
+    if solution.termination == "interrupted":
+        say("interrupted: this is the best solution found before.")
+        raise typer.Exit(INTERRUPTED)
+    if solution.termination == "failed" or solution.status in ("none", "infeasible"):
+        say(solution.message or f"{method} found nothing.")
+        raise typer.Exit(1)
+
+
+def path(
+    file: File,
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="A method that removes groups in an order.")
+    ] = "greedy",
+    option: Options = None,
+    rows: Annotated[int, typer.Option(min=2, help="How many rows to print, spread over all keeps.")] = 21,
+    json: Json = False,
+) -> None:
+    """Show the error for every number of groups kept, from one run."""
+    from osscar_opt.cli._options import parse_options
+
+    options = parse_options(method, option or ())
+    found = _read(file).path(method, **options)
+    if json:
+        print_json(
+            {
+                "file": str(file),
+                "method": found.method,
+                "options": options,
+                "constant": found.problem.constant,
+                "keeps": found.keeps.tolist(),
+                "objectives": found.objectives.tolist(),
+                "order": found.order.tolist(),
+                "problem_hash": found.problem.hash,
+            }
+        )
+    else:
+        _print_path(found, rows)
+
+
+def verify(
+    file: File,
+    solution: Annotated[Path, typer.Argument(help="A solution of it.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Recompute everything a solution file says about its instance."""
+    from osscar_opt.instances import load_solution
+
+    found = load_solution(solution, _read(file))
+    found.verify()
+    if json:
+        print_json({"file": str(file), "solution": str(solution), "holds": True, **found.to_dict()})
+    else:
+        typer.echo(f"{solution} holds: {found!r}")
+
+
+def solvers(
+    method: Annotated[str | None, typer.Argument(help="Show this one with its options.")] = None,
+    json: Json = False,
+) -> None:
+    """List the methods, or the options of one."""
+    from osscar_opt.solvers.registry import solvers as listed
+
+    known: SolverTable = listed()
+    chosen = list(known) if method is None else [known[method]]
+    if json:
+        print_json([_solver_document(info) for info in chosen])
+    elif method is None:
+        _print_solvers(chosen)
+    else:
+        _print_solver(chosen[0])
+
+
+def _read(file: Path) -> Problem:
+    from osscar_opt.instances import load
+
+    with patience(f"Reading {file}"):
+        return load(file)
+
+
+def _limited(problem: Problem, keep: int | None, sparsity: float | None) -> Problem:
+    from osscar_opt.errors import InputError
+    from osscar_opt.formulations.moments import keep_at_sparsity
+
+    if keep is not None and sparsity is not None:
+        raise InputError("--keep and --sparsity say the same thing: give one of them.")
+    if sparsity is not None:
+        keep = keep_at_sparsity(sparsity, problem.n)
+    return problem if keep is None else problem.with_keep(keep)
+
+
+def _solution_rows(solution: Solution, output: Path | None) -> list[tuple[str, object]]:
+    kept, n = len(solution.kept), solution.problem.n
+    rows: list[tuple[str, object]] = [
+        ("problem", solution.problem.name or "-"),
+        ("method", solution.method + "".join(f" {k}={v}" for k, v in solution.options.items())),
+        ("kept", f"{kept} of {n} groups"),
+        ("objective", f"{solution.objective:.9g}"),
+        ("relative", f"{solution.relative:.6g} of keeping nothing"),
+    ]
+    if solution.bound_kind != "none":
+        rows.append(("bound", f"{solution.bound:.9g} ({solution.bound_kind}), gap {solution.gap:.3g}"))
+    rows += [
+        ("status", f"{solution.status}, {solution.termination}"),
+        ("time", f"{solution.solve_time:.2f} s, and {solution.setup_time:.2f} s to set up"),
+    ]
+    if solution.message:
+        rows.append(("note", solution.message))
+    if output is not None:
+        rows.append(("written to", output))
+    return rows
+
+
+def _print_path(found: ErrorPath, rows: int) -> None:
+    """Print a table of evenly spread keeps with a bar for the relative error."""
+    console = stdout()
+    n, constant, bars = len(found.order), found.problem.constant, 30
+    mark = "█" if console.encoding.lower().startswith("utf") else "#"
+    shown = sorted({round(i * n / (rows - 1)) for i in range(rows)}, reverse=True)
+    columns = [
+        ("keep", "right"),
+        ("kept", "right"),
+        ("objective", "right"),
+        ("relative", "right"),
+        ("", "left"),
+    ]
+    made = table(f"{found.problem.name or 'problem'}: {found.method}, {n} groups", columns)
+    for keep in shown:
+        value = found.objective(keep)
+        relative = value / constant if constant > 0 else 0.0
+        bar = mark * round(bars * min(max(relative, 0.0), 1.0))
+        made.add_row(str(keep), f"{keep / max(n, 1):.0%}", f"{value:.6g}", f"{relative:.4f}", bar)
+    console.print(made)
+
+
+def _solver_document(info: SolverInfo) -> dict[str, object]:
+    return {
+        "name": info.name,
+        "summary": info.summary,
+        "proves": info.proves,
+        "handles": sorted(info.handles),
+        "available": info.available,
+        "why_not": info.why_not,
+        "source": info.source,
+        "options": [{"name": o.name, "type": o.type, "default": _plain(o.default)} for o in info.options],
+    }
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+def _print_solvers(infos: list[SolverInfo]) -> None:
+    made = table("", [("method", "left"), ("proves", "left"), ("what it is", "left")])
+    for info in infos:
+        summary = info.summary if info.available else f"not available: {info.why_not}"
+        missing = {"budget", "blocks", "unequal_groups"} - info.handles if info.available else set()
+        notes = f" Not for: {', '.join(sorted(missing))}." if missing else ""
+        made.add_row(info.name, "yes" if info.proves else "", summary + notes)
+    stdout().print(made)
+    typer.echo("One method with its options: osscar-opt solvers METHOD")
+
+
+def _print_solver(info: SolverInfo) -> None:
+    console = stdout()
+    rows: list[tuple[str, object]] = [
+        ("method", info.name),
+        ("what it is", info.summary),
+        ("proves", "yes" if info.proves else "no"),
+        ("handles", ", ".join(["keep", *sorted(info.handles)])),
+        ("available", "yes" if info.available else info.why_not),
+        ("source", info.source),
+    ]
+    console.print(grid(rows))
+    if info.options:
+        made = table("", [("option", "left"), ("type", "left"), ("default", "left")])
+        for option in info.options:
+            made.add_row(option.name, option.type, repr(option.default))
+        console.print(made)

@@ -1,0 +1,1 @@
+"""The problem and its parts: groups, limits, presolve reductions, solutions, paths."""

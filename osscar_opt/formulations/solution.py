@@ -1,0 +1,389 @@
+"""A solution: the support, its weights, and numbers recomputed from the problem rather than reported by a solver."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from osscar_opt._typing import BoolArray, FloatArray, IntArray
+from osscar_opt.errors import SolverError, UnavailableError
+
+if TYPE_CHECKING:
+    import os
+
+    from osscar_opt.formulations.problem import Problem
+
+__all__ = ["BoundKind", "Solution", "Status", "Termination", "TraceEntry", "absolute_tolerance"]
+
+_FLOOR = 1e-12
+"""Objectives closer than this part of what the layer explains are equal up to rounding."""
+
+
+class Status(enum.StrEnum):
+    """What is known of the solution.
+
+    Examples
+    --------
+    >>> str(Status.OPTIMAL)
+    'optimal'
+    """
+
+    OPTIMAL = "optimal"  # its bound meets its value
+    FEASIBLE = "feasible"
+    INFEASIBLE = "infeasible"
+    NONE = "none"
+
+
+class Termination(enum.StrEnum):
+    """Why the search ended.
+
+    Examples
+    --------
+    >>> Termination("time_limit") is Termination.TIME_LIMIT
+    True
+    """
+
+    COMPLETED = "completed"
+    LOCAL_OPTIMUM = "local_optimum"
+    TIME_LIMIT = "time_limit"
+    NODE_LIMIT = "node_limit"
+    ITERATION_LIMIT = "iteration_limit"
+    GAP_LIMIT = "gap_limit"
+    MEMORY_LIMIT = "memory_limit"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+class BoundKind(enum.StrEnum):
+    """How far a lower bound can be trusted: claimed by a solver, or checked apart from it.
+
+    Examples
+    --------
+    >>> [str(kind) for kind in BoundKind]
+    ['none', 'claimed', 'certified']
+    """
+
+    NONE = "none"
+    CLAIMED = "claimed"
+    CERTIFIED = "certified"
+
+
+@dataclass(frozen=True)
+class TraceEntry:
+    """One improvement during the search: seconds since it began, best objective, best bound.
+
+    Examples
+    --------
+    >>> TraceEntry(0.5, 2.0, 1.0).objective
+    2.0
+    """
+
+    time: float
+    objective: float
+    bound: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Solution:
+    """What `Problem.solve` returns; every number in it was recomputed from `problem`.
+
+    Attributes
+    ----------
+    problem : Problem
+        As posed, before presolve.
+    method : str
+    support : (n,) mask
+        True = kept; data of its own, never inferred from zeros in the weights.
+    weights : (p, q) array
+        Exactly zero outside the support.
+    objective : float
+    bound : float
+        No feasible support goes below it; -inf if unknown.
+    bound_kind : BoundKind
+    status : Status
+        OPTIMAL only if the bound meets the objective.
+    termination : Termination
+    message : str
+        One sentence about anything unusual, or "".
+    trace : tuple of TraceEntry
+        Improvements the solver claimed while it ran; the last entry holds the recomputed objective.
+    stats : mapping
+    options : mapping
+        Every option of the method, as resolved.
+    certificate : object or None
+    setup_time, solve_time : float
+        Seconds of presolve, and of the search itself.
+    versions : mapping
+
+    Examples
+    --------
+    >>> from osscar_opt import Problem
+    >>> solution = Problem(np.eye(2), [[1.0], [3.0]], keep=1).solve("magnitude_refit")
+    >>> solution.support, solution.objective, solution.relative
+    (array([False,  True]), 0.5, 0.1)
+    """
+
+    problem: Problem
+    method: str
+    support: BoolArray
+    weights: FloatArray
+    objective: float
+    bound: float = -math.inf
+    bound_kind: BoundKind = BoundKind.NONE
+    status: Status = Status.FEASIBLE
+    termination: Termination = Termination.COMPLETED
+    message: str = ""
+    trace: tuple[TraceEntry, ...] = ()
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    certificate: object | None = None
+    setup_time: float = 0.0
+    solve_time: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def kept(self) -> IntArray:
+        """Indices of the groups that stay.
+
+        Examples
+        --------
+        >>> from osscar_opt import Problem
+        >>> Problem(np.eye(3), [[1.0], [3.0], [2.0]], keep=2).solve("magnitude").kept
+        array([1, 2])
+        """
+        return np.flatnonzero(self.support)
+
+    @property
+    def relative(self) -> float:
+        """Objective divided by the objective of keeping nothing; NaN if that is not positive.
+
+        Examples
+        --------
+        >>> from osscar_opt import Problem
+        >>> Problem(np.eye(2), [[1.0], [3.0]], keep=0).solve("magnitude").relative
+        1.0
+        """
+        nothing = self.problem.constant
+        return self.objective / nothing if nothing > 0.0 else math.nan
+
+    @property
+    def gap(self) -> float:
+        """(objective - bound) / |objective|: 0 when they meet up to rounding, inf without a bound.
+
+        Examples
+        --------
+        >>> from osscar_opt import Problem
+        >>> Problem(np.eye(2), [[1.0], [3.0]], keep=1).solve("magnitude").gap
+        inf
+        """
+        apart = self.objective - self.bound
+        if apart <= absolute_tolerance(self.problem):
+            return 0.0
+        return apart / abs(self.objective) if self.objective else math.inf
+
+    @property
+    def seed(self) -> int | None:
+        """The seed, for methods that have one.
+
+        Examples
+        --------
+        >>> from osscar_opt import Problem
+        >>> Problem(np.eye(2), [[1.0], [3.0]], keep=1).solve("random", seed=7).seed
+        7
+        """
+        return self.options.get("seed")
+
+    @property
+    def problem_hash(self) -> str:
+        """Hash of the instance, the key under which its results are compared.
+
+        Examples
+        --------
+        >>> from osscar_opt import Problem
+        >>> problem = Problem(np.eye(2), [[1.0], [3.0]], keep=1)
+        >>> problem.solve("magnitude").problem_hash == problem.hash
+        True
+        """
+        return self.problem.hash
+
+    def verify(self) -> None:
+        """Recompute everything that can be recomputed.
+
+        Raises
+        ------
+        SolverError
+            Naming the first thing that does not hold.
+
+        Examples
+        --------
+        >>> from osscar_opt import Problem
+        >>> Problem(np.eye(2), [[1.0], [3.0]], keep=1).solve("magnitude").verify()
+        """
+        problem = self.problem
+        if self.support.dtype != bool or self.support.shape != (problem.n,):
+            raise SolverError(f"the support must be a mask over {problem.n} groups, but its shape is {self.support.shape}.")
+        violation = problem.violation(self.support)
+        if violation:
+            raise SolverError(f"the support is not feasible: it {violation}.")
+        if self.weights.shape != problem.cross.shape:
+            raise SolverError(f"the weights must have shape {problem.cross.shape}, but theirs is {self.weights.shape}.")
+        outside = ~problem.groups.row_mask(self.support)
+        if np.any(self.weights[outside]):
+            raise SolverError(f"the weights are not zero on row {_first_nonzero_row(self.weights, outside)}, which was removed.")
+        recomputed = problem.objective(self.weights)
+        slack = absolute_tolerance(problem)
+        if not abs(recomputed - self.objective) <= 1e-9 * abs(recomputed) + slack:
+            raise SolverError(f"the objective is {recomputed:.12g}, not {self.objective:.12g} as stated.")
+        if self.bound > self.objective + 1e-6 * abs(self.objective) + slack:
+            raise SolverError(f"the bound {self.bound:.12g} is above the objective {self.objective:.12g}.")
+
+    def apply_to(self, layer: Any, **options: Any) -> Any:
+        """Write the weights into a torch layer; see `osscar_opt.torch.apply.apply_solution`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from osscar_opt import Problem
+        >>> layer = torch.nn.Linear(4, 3)
+        >>> _ = Problem.from_torch_layer(layer, [torch.eye(4)], keep=2).solve("magnitude").apply_to(layer)
+        >>> int((layer.weight != 0).any(dim=0).sum())
+        2
+        """
+        from osscar_opt.torch.apply import apply_solution
+
+        return apply_solution(self, layer, **options)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw objective and bound against time, on `ax` or on a new matplotlib axis, which is returned.
+
+        Raises
+        ------
+        UnavailableError
+            If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> from osscar_opt import Problem
+        >>> solution = Problem(np.eye(2), [[1.0], [3.0]], keep=1).solve("magnitude")
+        >>> axis = solution.plot()  # doctest: +SKIP
+        """
+        axis = new_axis() if ax is None else ax
+        for label in ("objective", "bound"):
+            points = [(entry.time, getattr(entry, label)) for entry in self.trace]
+            finite = [point for point in points if math.isfinite(point[1])]
+            if finite:
+                axis.step(*zip(*finite, strict=True), where="post", label=label)
+        axis.set_xlabel("seconds")
+        axis.set_ylabel("objective")
+        axis.set_title(self.method)
+        axis.legend()
+        return axis
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the solution to a .safetensors file.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from osscar_opt import Problem
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> solution = Problem(np.eye(2), [[1.0], [3.0]], keep=1).solve("magnitude")
+        >>> solution.save(os.path.join(folder.name, "solution.safetensors"))
+        >>> folder.cleanup()
+        """
+        from osscar_opt.instances import save_solution
+
+        save_solution(self, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the weights and the certificate, as JSON can hold it; unknown numbers are None.
+
+        Examples
+        --------
+        >>> from osscar_opt import Problem
+        >>> d = Problem(np.eye(2), [[1.0], [3.0]], keep=1).solve("magnitude").to_dict()
+        >>> d["kept"], d["objective"], d["bound"]
+        ([1], 0.5, None)
+        """
+        return {
+            "method": self.method,
+            "options": _jsonable(self.options),
+            "kept": [int(group) for group in self.kept],
+            "n": self.problem.n,
+            "objective": _jsonable(self.objective),
+            "relative": _jsonable(self.relative),
+            "bound": _jsonable(self.bound),
+            "bound_kind": str(self.bound_kind),
+            "gap": _jsonable(self.gap),
+            "status": str(self.status),
+            "termination": str(self.termination),
+            "message": self.message,
+            "setup_time": self.setup_time,
+            "solve_time": self.solve_time,
+            "trace": [[_jsonable(value) for value in (e.time, e.objective, e.bound)] for e in self.trace],
+            "stats": _jsonable(self.stats),
+            "seed": self.seed,
+            "versions": dict(self.versions),
+            "problem_hash": self.problem_hash,
+        }
+
+    def __repr__(self) -> str:
+        gap = f", gap={self.gap:.2g}" if math.isfinite(self.gap) else ""
+        return (
+            f"Solution({self.method}, kept={len(self.kept)}/{self.problem.n}, objective={self.objective:.6g}, "
+            f"relative={self.relative:.4g}{gap}, {self.status}, {self.termination})"
+        )
+
+
+def absolute_tolerance(problem: Problem) -> float:
+    """Difference of two objectives of `problem` that is rounding: 1e-12 of constant - base.
+
+    Examples
+    --------
+    >>> from osscar_opt import Problem
+    >>> absolute_tolerance(Problem(np.eye(1), [[2.0]]))
+    2e-12
+    """
+    return _FLOOR * max(problem.constant - problem.base, 0.0)
+
+
+def new_axis() -> Any:
+    """Make a matplotlib axis on a figure of its own.
+
+    Raises
+    ------
+    UnavailableError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> axis = new_axis()  # doctest: +SKIP
+    """
+    try:
+        from matplotlib import pyplot
+    except ModuleNotFoundError as error:
+        raise UnavailableError("plotting needs matplotlib, which is not installed; run: pip install matplotlib.") from error
+    return pyplot.subplots()[1]
+
+
+def _first_nonzero_row(weights: FloatArray, rows: BoolArray) -> int:
+    return int(np.flatnonzero(rows & weights.any(axis=1))[0])
+
+
+def _jsonable(value: Any) -> Any:
+    """Numbers, texts and containers as JSON has them; NaN and infinity as None; anything else by its repr."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _jsonable(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else repr(value)

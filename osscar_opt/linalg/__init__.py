@@ -1,0 +1,1 @@
+"""Dense kernels on symmetric positive definite matrices; nothing here knows of problems or solvers."""

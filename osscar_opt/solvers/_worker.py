@@ -1,0 +1,168 @@
+"""Running a task in a thread of its own, so that the calling thread keeps hold of the clock and of Ctrl-C."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import contextvars
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from osscar_opt.formulations.solution import Termination
+from osscar_opt.solvers.base import Abandoned, Deadline
+
+__all__ = ["Worker", "attend", "one_blas_thread"]
+
+_abandoned: list[threading.Thread] = []
+"""Threads that had not ended when they were abandoned."""
+
+_POLL = 0.05
+_PATIENCE_AFTER_INTERRUPT = 1.0
+_PATIENCE_AT_EXIT = 10.0
+_FAREWELL = 0.03
+_FAREWELLS = 3
+
+T = TypeVar("T")
+
+
+class Worker(Generic[T]):
+    """One task in a daemon thread, in a copy of the caller's context.
+
+    Examples
+    --------
+    >>> worker = Worker(lambda: 6 * 7)
+    >>> worker.finished(within=10.0), worker.result
+    (True, 42)
+    """
+
+    def __init__(self, task: Callable[[], T]) -> None:
+        self.result: T | None = None
+        self.error: BaseException | None = None
+        self._task = task
+        self._lock = threading.Lock()
+        self._over = False
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._run,), name="osscar-opt solver", daemon=True)
+        self._thread.start()
+
+    def finished(self, within: float = 0.0) -> bool:
+        """Whether the task ends within so many seconds; returns as soon as it does.
+
+        Examples
+        --------
+        >>> Worker(lambda: None).finished(within=10.0)
+        True
+        """
+        self._thread.join(max(0.0, within))
+        return not self._thread.is_alive()
+
+    def abandon(self) -> None:
+        """Raise `Abandoned` in the thread and wait a moment; what sits in C code ends when it comes back, or never.
+
+        Examples
+        --------
+        >>> from time import sleep
+        >>> worker = Worker(lambda: sleep(0.2))
+        >>> worker.abandon()
+        >>> worker.finished(within=10.0)
+        True
+        """
+        for _ in range(_FAREWELLS):  # again, should the task have swallowed it
+            with self._lock:
+                if self._over or self._thread.ident is None:
+                    return
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(self._thread.ident), ctypes.py_object(Abandoned)
+                )
+            if self.finished(within=_FAREWELL):
+                return
+        _abandoned.append(self._thread)
+
+    def _run(self) -> None:
+        try:
+            try:
+                self.result = self._task()
+            except BaseException as error:  # handed to the caller, who decides
+                self.error = error
+            with self._lock:
+                self._over = True  # from here on `abandon` no longer raises anything in this thread
+        except Abandoned:
+            pass
+
+
+def attend(
+    worker: Worker[T], deadline: Deadline, grace: float, watch: Callable[[], None]
+) -> Termination | None:
+    """Wait for a worker, in short steps, until it ends or has ignored the deadline for `grace` seconds.
+
+    A first KeyboardInterrupt stops the deadline and waits a second at most; a further one propagates.
+
+    Parameters
+    ----------
+    worker : Worker
+    deadline : Deadline
+    grace : float
+        Seconds.
+    watch : callable
+        Called about twenty times a second.
+
+    Returns
+    -------
+    Termination or None
+        TIME_LIMIT or INTERRUPTED if the worker was told to stop, whether or not it did.
+
+    Examples
+    --------
+    >>> attend(Worker(lambda: None), Deadline(), 0.1, lambda: None) is None
+    True
+    """
+    try:
+        while deadline.remaining() > 0.0:
+            if worker.finished(within=min(_POLL, deadline.remaining())):
+                return None
+            watch()
+        worker.finished(within=grace)
+        return Termination.TIME_LIMIT
+    except KeyboardInterrupt:
+        deadline.stop()
+        worker.finished(within=_PATIENCE_AFTER_INTERRUPT)
+        return Termination.INTERRUPTED
+
+
+@atexit.register
+def _leave_before_destructors() -> None:
+    """Keep an abandoned thread that is still in a BLAS call from blocking the exit of the process.
+
+    The destructor of OpenBLAS waits for its threads, for ever if one of them is working for a thread Python has given
+    up.  Where the C library has ``on_exit``, the process leaves, with its exit status, just before destructors run.
+    """
+    alive = [thread for thread in _abandoned if thread.is_alive()]
+    if not alive:
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):
+        libc.fflush(None)
+        libc.on_exit(libc._exit, None)  # handlers are given the exit status as first argument
+        return
+    for thread in alive:
+        thread.join(_PATIENCE_AT_EXIT)
+
+
+@contextlib.contextmanager
+def one_blas_thread(when: bool) -> Iterator[None]:
+    """Keep BLAS to the calling thread: OpenBLAS makes a threaded product wait for one running in another thread.
+
+    Examples
+    --------
+    >>> with one_blas_thread(True):
+    ...     pass
+    """
+    if not when:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield

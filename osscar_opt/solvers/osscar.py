@@ -1,0 +1,89 @@
+"""OSSCAR (Meng et al. 2024, arXiv 2403.12983): staged removal, then a local search that exchanges many groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from osscar_opt._typing import BoolArray
+from osscar_opt.formulations.problem import Problem
+from osscar_opt.formulations.solution import Termination
+from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
+from osscar_opt.solvers.steps import Walk, backward, open_tableau
+
+__all__ = ["Osscar"]
+
+
+@dataclass(frozen=True)
+class Osscar(Solver):
+    """The two phases of the OSSCAR paper, on an exact tableau.
+
+    1. *Staged removal*: remove the ``stage`` groups of least loss, refit, repeat until the limits hold.
+    2. *Local search*: remove the ``exchange`` cheapest groups and add as many of the best; keep what improves,
+       otherwise go back and halve ``exchange``; stop when it falls below one or after ``rounds`` rounds.
+
+    Two differences to the published code make it faster and never worse for it: every group of a stage or of an
+    exchange is chosen by its exact value at its turn rather than by one ranking for all, which costs nothing when a
+    pivot updates all values; and a round costs 2 x exchange pivots rather than an inversion.
+
+    Parameters
+    ----------
+    stage : int
+        Groups removed per ranking in the first phase; 1 is exact greedy. The published code removes 10.
+    exchange : int
+        Groups exchanged at once when the local search begins.
+    rounds : int
+        Most rounds of local search; 0 leaves the second phase out.
+    device : str
+        "cpu" (numpy), or a torch device such as "cuda".
+    precision : {"float64", "float32"}
+        Of the tableau.
+
+    Examples
+    --------
+    >>> from osscar_opt import Problem
+    >>> problem = Problem([[2.0, 1.0], [1.0, 2.0]], dense_weights=[[1.0], [2.0]], keep=1)
+    >>> problem.solve("osscar", exchange=1).kept
+    array([1])
+    """
+
+    name: ClassVar[str] = "osscar"
+    stage: int = 1
+    exchange: int = 16
+    rounds: int = 60
+    device: str = "cpu"
+    precision: str = "float64"
+
+    def propose(
+        self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
+    ) -> Proposal:
+        where = {"device": self.device, "precision": self.precision}
+        if start is None:
+            tableau = open_tableau(problem, ~problem.always_remove, "kept", **where)
+            _, in_time = backward(problem, tableau, deadline=deadline, report=report, stage=self.stage)
+            start = tableau.support
+            if not in_time:
+                return Proposal(start, termination=Termination.TIME_LIMIT)
+            del tableau
+        walk = Walk(problem, start, deadline=deadline, report=report, **where)
+        termination, rounds = self._local_search(walk)
+        stats = {"rounds": rounds, "exchanges": walk.exchanges, "pivots": walk.tableau.pivots}
+        return Proposal(walk.best_support, stats=stats, termination=termination)
+
+    def _local_search(self, walk: Walk) -> tuple[Termination, int]:
+        kept, removed = int(walk.support.sum()), int((~walk.support).sum())
+        count, rounds = min(self.exchange, kept, removed), 0
+        while count >= 1:
+            if rounds == self.rounds:
+                return Termination.ITERATION_LIMIT, rounds
+            if walk.deadline.expired():
+                return Termination.TIME_LIMIT, rounds
+            before = walk.support.copy()
+            walk.exchange(count)
+            rounds += 1
+            if walk.record():
+                walk.exchanges += count
+            else:
+                walk.move_to(before)
+                count //= 2
+        return Termination.LOCAL_OPTIMUM, rounds

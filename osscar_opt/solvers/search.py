@@ -1,0 +1,120 @@
+"""Iterated local search over exchanges: finds the optimum of small problems nearly always, improves large ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from osscar_opt._typing import BoolArray
+from osscar_opt.formulations.problem import Problem
+from osscar_opt.formulations.solution import Termination
+from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
+from osscar_opt.solvers.steps import Walk, backward, forward, open_tableau
+
+__all__ = ["Search"]
+
+
+@dataclass(frozen=True)
+class Search(Solver):
+    """Backward and forward selection, both descended by single swaps, then kicks from the best until none helps.
+
+    A kick changes several groups at once, in one of three ways in turn, and is followed by a descent to a local
+    optimum of single swaps (`osscar_opt.solvers.steps.Walk.descend`):
+
+    - *drop*: remove random groups, then add the best of the others;
+    - *push*: add random groups beyond the limits, then remove the cheapest of the others;
+    - *restart*: descend from a random support.
+
+    What is not better than the best is undone. The size of a kick grows with the number of kicks that failed and
+    starts over at each success (variable neighbourhood search, Mladenovic and Hansen 1997).
+
+    Parameters
+    ----------
+    patience : int
+        Kicks in a row that may fail before the search ends.
+    restarts : bool
+        Whether one kick in three starts anew; of use on small problems.
+    seed : int
+        Seed of ``numpy.random.default_rng``; the same seed gives the same answer where time does not end the search.
+    device : str
+        "cpu" (numpy), or a torch device such as "cuda".
+    precision : {"float64", "float32"}
+        Of the tableau.
+
+    Examples
+    --------
+    >>> from osscar_opt import Problem
+    >>> problem = Problem([[2.0, 1.0], [1.0, 2.0]], dense_weights=[[1.0], [2.0]], keep=1)
+    >>> problem.solve("search", seed=1).kept
+    array([1])
+    """
+
+    name: ClassVar[str] = "search"
+    patience: int = 30
+    restarts: bool = True
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "float64"
+
+    def propose(
+        self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
+    ) -> Proposal:
+        supports = [] if start is None else [start]
+        supports += self._constructed(problem, deadline, report)
+        walk = Walk(
+            problem, supports[0], deadline=deadline, report=report, device=self.device, precision=self.precision
+        )
+        for support in supports:
+            walk.move_to(support)
+            walk.descend()
+        rng = np.random.default_rng(self.seed)
+        failures = kicks = 0
+        while failures < self.patience and not deadline.expired():
+            report.progress(failures, self.patience, "kicks without improvement")
+            walk.move_to(walk.best_support)
+            before = walk.best_value
+            self._kick(walk, kicks, 1 + failures // 3, rng)
+            walk.descend()
+            kicks += 1
+            failures = 0 if walk.best_value < before else failures + 1
+        termination = Termination.TIME_LIMIT if deadline.expired() else Termination.LOCAL_OPTIMUM
+        stats = {"kicks": kicks, "exchanges": walk.exchanges, "pivots": walk.tableau.pivots}
+        return Proposal(walk.best_support, stats=stats, termination=termination)
+
+    def _constructed(self, problem: Problem, deadline: Deadline, report: Report) -> list[BoolArray]:
+        """Supports of backward and, if there is time left, of forward selection."""
+        where = {"device": self.device, "precision": self.precision}
+        tableau = open_tableau(problem, ~problem.always_remove, "kept", **where)
+        backward(problem, tableau, deadline=deadline, report=report)
+        supports = [tableau.support]
+        report.incumbent(supports[0], problem.dense_objective + tableau.change)
+        if not deadline.expired():
+            tableau = open_tableau(problem, problem.always_keep, "removed", **where)
+            forward(problem, tableau, deadline=deadline, report=report)
+            supports.append(tableau.support)
+        return supports
+
+    def _kick(self, walk: Walk, turn: int, size: int, rng: np.random.Generator) -> None:
+        kept = rng.permutation(np.flatnonzero(walk.support & walk.movable))
+        removed = rng.permutation(np.flatnonzero(~walk.support & walk.movable))
+        size = min(size, len(kept), len(removed))
+        style = turn % (3 if self.restarts else 2)
+        if style == 0:
+            for group in kept[:size]:
+                walk.tableau.pivot(int(group))
+            walk.add_best(forbidden=_mask(kept[:size], len(walk.support)))
+        elif style == 1:
+            for group in removed[:size]:
+                walk.tableau.pivot(int(group))
+            walk.remove_until_feasible(spared=_mask(removed[:size], len(walk.support)))
+        else:
+            order = rng.permutation(np.flatnonzero(walk.movable))
+            walk.move_to(walk.problem.limits.fill(order, walk.problem.always_keep))
+
+
+def _mask(groups: np.ndarray, n: int) -> BoolArray:
+    mask = np.zeros(n, dtype=bool)
+    mask[groups] = True
+    return mask

@@ -1,0 +1,63 @@
+"""Single swaps to a local optimum: no exchange of one kept for one removed group improves what this returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from osscar_opt._typing import BoolArray
+from osscar_opt.formulations.problem import Problem
+from osscar_opt.formulations.solution import Termination
+from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
+from osscar_opt.solvers.steps import Walk, backward, open_tableau
+
+__all__ = ["Swap"]
+
+
+@dataclass(frozen=True)
+class Swap(Solver):
+    """Greedy, then the best exchanges of single groups until none improves.
+
+    All |S| x |P| exchanges are valued exactly together, by elementwise work on two blocks of the tableau
+    (`osscar_opt.linalg.swaps.swap_changes`). Of the improving ones up to ``per_evaluation`` are made before the
+    next evaluation, each only if it still improves at its turn; 1 makes it steepest descent.
+
+    Parameters
+    ----------
+    per_evaluation : int
+        Exchanges made per evaluation of all of them.
+    device : str
+        "cpu" (numpy), or a torch device such as "cuda".
+    precision : {"float64", "float32"}
+        Of the tableau.
+
+    Examples
+    --------
+    >>> from osscar_opt import Problem
+    >>> problem = Problem([[2.0, 1.0], [1.0, 2.0]], dense_weights=[[1.0], [2.0]], keep=1)
+    >>> solution = problem.solve("swap", start=[True, False])
+    >>> solution.kept, solution.termination.value
+    (array([1]), 'local_optimum')
+    """
+
+    name: ClassVar[str] = "swap"
+    per_evaluation: int = 16
+    device: str = "cpu"
+    precision: str = "float64"
+
+    def propose(
+        self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
+    ) -> Proposal:
+        where = {"device": self.device, "precision": self.precision}
+        if start is None:
+            tableau = open_tableau(problem, ~problem.always_remove, "kept", **where)
+            _, in_time = backward(problem, tableau, deadline=deadline, report=report)
+            start = tableau.support
+            if not in_time:
+                return Proposal(start, termination=Termination.TIME_LIMIT)
+            del tableau
+        walk = Walk(problem, start, deadline=deadline, report=report, **where)
+        optimal = walk.descend(self.per_evaluation)
+        termination = Termination.LOCAL_OPTIMUM if optimal else Termination.TIME_LIMIT
+        stats = {"exchanges": walk.exchanges, "pivots": walk.tableau.pivots, "drift": walk.tableau.drift}
+        return Proposal(walk.best_support, stats=stats, termination=termination)

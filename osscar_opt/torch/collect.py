@@ -1,0 +1,207 @@
+"""Run batches through a model and hand over what enters one of its layers.
+
+The model is left as it was found: hooks come off and training flags return also when something fails, nothing
+is recorded for autograd, and no parameter's ``requires_grad`` is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from osscar_opt.errors import LayerError
+
+__all__ = ["each_batch", "visit_layer_inputs"]
+
+Consumer = Callable[[torch.Tensor, torch.Tensor | None], None]
+
+
+class _LayerReached(BaseException):
+    """Ends a forward pass; not an Exception, so that a model's own error handling lets it through."""
+
+
+@dataclass
+class _Visit:
+    """What the hook needs to know about the forward pass that is under way."""
+
+    name: str
+    consume: Consumer
+    mask: torch.Tensor | None = None
+    stop: bool = False
+    calls: int = 0
+    total: int = field(default=0)
+
+    def hook(self, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(inputs, torch.Tensor):
+            raise LayerError(
+                f"{self.name} was called with {type(inputs).__name__} as its input, not with a tensor."
+            )
+        self.consume(inputs, _mask_for(inputs, self.mask, self.name))
+        self.calls += 1
+        self.total += 1
+        if self.stop:
+            raise _LayerReached
+
+
+def visit_layer_inputs(
+    model: torch.nn.Module, layer: torch.nn.Module, name: str, batches: Any, consume: Consumer
+) -> None:
+    """Call `consume(inputs, mask)` for every input that reaches `layer` while the model sees the batches.
+
+    Forward passes end as soon as the layer was reached. Only the first runs to its end, to learn whether the
+    layer is called more than once a pass; if it is, all passes run to their end.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Run in evaluation mode, without gradients.
+    layer : torch.nn.Module
+        One of the model's modules.
+    name : str
+        Its name, for the sentences of errors.
+    batches
+        A tensor, a mapping of keyword arguments, or an iterable (a list, a DataLoader, ...) of tensors,
+        mappings, and tuples or lists of positional arguments, of which those are passed that the model's
+        forward has room for (the rest are labels). Tensors are moved to the model's device. A batch's
+        two-dimensional ``attention_mask`` (batch, length) tells which rows are padding.
+    consume : callable
+        Takes the layer's input, as its forward got it, and the mask of rows that count, or None.
+
+    Raises
+    ------
+    LayerError
+        When there is no batch, no batch reaches the layer, or its inputs cannot be matched with the mask.
+    """
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    signature = inspect.signature(model.forward)
+    visit = _Visit(name, consume)
+    seen = 0
+    with _as_found(model), torch.no_grad():
+        handle = layer.register_forward_pre_hook(visit.hook, with_kwargs=True)
+        try:
+            for batch in each_batch(batches):
+                args, kwargs = _arguments(batch, signature, device)
+                visit.mask = _attention_mask(args, kwargs, signature)
+                visit.calls = 0
+                with contextlib.suppress(_LayerReached):
+                    model(*args, **kwargs)
+                seen += 1
+                visit.stop = visit.calls == 1 if seen == 1 else visit.stop
+        finally:
+            handle.remove()
+    if seen == 0:
+        raise LayerError(
+            f"there were no batches to run through the model: {name} has nothing to be calibrated on."
+        )
+    if visit.total == 0:
+        raise LayerError(
+            f"{name} was never called in {seen} {'batch' if seen == 1 else 'batches'}: the model's forward does not "
+            "run it as a module on such inputs, so choose another layer or other batches."
+        )
+
+
+def each_batch(batches: Any) -> Iterator[Any]:
+    """Yield the batches of anything that is one batch or holds several.
+
+    Parameters
+    ----------
+    batches
+        A tensor or a mapping is one batch; everything else is iterated over.
+
+    Yields
+    ------
+    object
+
+    Raises
+    ------
+    LayerError
+        When it is neither a batch nor iterable.
+    """
+    if isinstance(batches, (torch.Tensor, Mapping)):
+        yield batches
+    elif isinstance(batches, Iterable) and not isinstance(batches, (str, bytes)):
+        yield from batches
+    else:
+        raise LayerError(
+            "batches must be a tensor, a dict, or an iterable of tensors, tuples or dicts, "
+            f"not {type(batches).__name__}."
+        )
+
+
+@contextlib.contextmanager
+def _as_found(model: torch.nn.Module) -> Iterator[None]:
+    """Set evaluation mode inside; restore every module's own flag afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _arguments(
+    batch: Any, signature: inspect.Signature, device: torch.device
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the forward pass, on the model's device."""
+    if isinstance(batch, torch.Tensor):
+        return (batch.to(device),), {}
+    if isinstance(batch, Mapping):
+        return (), {str(key): _moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(_moved(value, device) for value in batch[: _room(signature)]), {}
+    raise LayerError(f"a batch must be a tensor, a tuple, a list or a dict, not {type(batch).__name__}.")
+
+
+def _room(signature: inspect.Signature) -> int | None:
+    """How many positional arguments a forward takes; None when any number."""
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return None
+    return sum(
+        kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
+    )
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _attention_mask(
+    args: tuple[Any, ...], kwargs: dict[str, Any], signature: inspect.Signature
+) -> torch.Tensor | None:
+    """Find the batch's attention_mask, however it is passed."""
+    try:
+        bound = signature.bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        bound = {}  # the model says by itself what it does not accept
+    mask = kwargs.get("attention_mask", bound.get("attention_mask"))
+    if not isinstance(mask, torch.Tensor):
+        return None
+    if mask.ndim != 2:
+        raise LayerError(
+            f"the attention_mask has shape {tuple(mask.shape)}: "
+            "give one of shape (batch, length), zero for padding."
+        )
+    return mask
+
+
+def _mask_for(inputs: torch.Tensor, mask: torch.Tensor | None, name: str) -> torch.Tensor | None:
+    """Return the mask, or None for a layer that sees one row for a whole sequence."""
+    if mask is None:
+        return None
+    rows = inputs.shape[:-1]
+    if tuple(rows) == tuple(mask.shape) or (len(rows) == 1 and rows.numel() == mask.numel()):
+        return mask
+    if len(rows) == 1 and rows.numel() == mask.shape[0]:
+        return None  # pooled: a row stands for a whole sequence
+    raise LayerError(
+        f"{name} sees inputs of shape {tuple(inputs.shape)}, which the attention_mask of shape "
+        f"{tuple(mask.shape)} does not cover: give batches without padding and without attention_mask."
+    )
