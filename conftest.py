@@ -2,7 +2,7 @@
 
 `pytest README.md docs` runs the fenced ``python`` blocks of every page, in order and in one namespace a page,
 and the ``console`` lines that start with ``$ osscar-opt`` as commands. Each page runs in an empty folder of its
-own. A block that cannot run has ``<!-- skip: next -->`` on the line before it, with the reason beside it.
+own. A block that cannot run has ``<!-- skip: next "the reason" -->`` before it.
 """
 
 from __future__ import annotations

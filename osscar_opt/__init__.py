@@ -26,13 +26,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from osscar_opt import errors as errors
-    from osscar_opt import solvers as solvers
     from osscar_opt.formulations.groups import Groups
     from osscar_opt.formulations.path import Path
     from osscar_opt.formulations.problem import Problem
     from osscar_opt.formulations.solution import Solution
     from osscar_opt.instances import load
+    from osscar_opt.solvers import CallableModule
     from osscar_opt.solvers.referee import solve
+
+    solvers: CallableModule  # the package osscar_opt.solvers; type checkers do not know that a module can be called
 
 __version__ = "0.1.0"
 

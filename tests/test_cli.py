@@ -183,6 +183,7 @@ class Slow(Solver):
         report.incumbent(support, problem.value(support))
         if self.fail:
             raise RuntimeError("no luck")
+        time.sleep(0.5)  # until the calling thread waits for us
         print("READY", file=__import__("sys").stderr, flush=True)
         while not deadline.expired():
             time.sleep(0.01)
@@ -390,6 +391,15 @@ def test_solve_loads_no_torch(instance: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.stdout.splitlines()[-1] == "HEAVY []", done.stderr
+
+
+def test_a_terminal_in_ascii(tmp_path: Path) -> None:
+    Problem(np.eye(2), np.ones((2, 3)), keep=1, name="层").save(tmp_path / "a")
+    for words in (["info"], ["path"], ["solve"]):
+        result = command(*words, tmp_path / "a", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+        assert result.returncode == 0, result.stderr
+        assert "?" in result.stdout
+        assert result.stdout.isascii()
 
 
 # --------------------------------------------------------------------------------------------------- typed options

@@ -75,6 +75,12 @@ def run_demo(
         When the model has no such layer.
     InputError
         When `keep_fraction` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> report = run_demo(keep_fraction=0.5)  # doctest: +SKIP
+    >>> report["perplexity"]["dense"] < report["perplexity"]["magnitude"]  # doctest: +SKIP
+    True
     """
     from osscar_opt.torch.extract_file import PACKAGED_MODEL, load_language_model
     from osscar_opt.torch.layers import find_layer, view_of

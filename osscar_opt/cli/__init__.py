@@ -7,6 +7,8 @@ call; 130 interrupted (`solve` then still prints and writes the best solution it
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -47,4 +49,9 @@ app.command()(models.demo)
 
 def main() -> None:
     """Run the command line; the entry point of ``osscar-opt``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a name in Chinese on a terminal in ASCII is no reason to fail
+            stream.reconfigure(errors="replace")
     app(prog_name="osscar-opt")

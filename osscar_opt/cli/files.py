@@ -59,7 +59,8 @@ def _instance_rows(file: Path, found: InstanceInfo) -> list[tuple[str, object]]:
         rows.append(("keeps", ", ".join(map(str, found.keeps))))
     if found.hash:
         rows.append(("hash", found.hash))
-    return rows + [(f"· {key}", value) for key, value in found.provenance.items()]
+    rows += [("provenance", "")] if found.provenance else []
+    return rows + [(f"  {key}", value) for key, value in found.provenance.items()]
 
 
 def _show_solution(file: Path, found: SolutionInfo, json: bool) -> None:

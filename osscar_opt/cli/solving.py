@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -175,25 +176,28 @@ def _solution_rows(solution: Solution, output: Path | None) -> list[tuple[str, o
 
 
 def _print_path(found: ErrorPath, rows: int) -> None:
-    """Print a table of evenly spread keeps with a bar for the relative error."""
-    console = stdout()
-    n, constant, bars = len(found.order), found.problem.constant, 30
-    mark = "█" if console.encoding.lower().startswith("utf") else "#"
+    """Print a table of evenly spread keeps."""
+    n, constant = len(found.order), found.problem.constant
     shown = sorted({round(i * n / (rows - 1)) for i in range(rows)}, reverse=True)
-    columns = [
-        ("keep", "right"),
-        ("kept", "right"),
-        ("objective", "right"),
-        ("relative", "right"),
-        ("", "left"),
-    ]
-    made = table(f"{found.problem.name or 'problem'}: {found.method}, {n} groups", columns)
-    for keep in shown:
-        value = found.objective(keep)
-        relative = value / constant if constant > 0 else 0.0
-        bar = mark * round(bars * min(max(relative, 0.0), 1.0))
-        made.add_row(str(keep), f"{keep / max(n, 1):.0%}", f"{value:.6g}", f"{relative:.4f}", bar)
-    console.print(made)
+    relative = [found.objective(keep) / constant if constant > 0 else 0.0 for keep in shown]
+    columns = [("keep", "right"), ("kept", "right"), ("objective", "right"), ("relative", "right")]
+    made = table(
+        f"{found.problem.name or 'problem'}: {found.method}, {n} groups", [*columns, ("log scale", "left")]
+    )
+    for keep, value, bar in zip(shown, relative, _bars(relative), strict=True):
+        made.add_row(
+            str(keep), f"{keep / max(n, 1):.0%}", f"{found.objective(keep):.6g}", f"{value:.4g}", bar
+        )
+    stdout().print(made)
+
+
+def _bars(values: list[float], width: int = 30) -> list[str]:
+    """Draw positive values as bars on a logarithmic scale, from one character for the smallest to the full width."""
+    mark = "█" if stdout().encoding.lower().startswith("utf") else "#"
+    logs = [math.log(value) if value > 0 else -math.inf for value in values]
+    finite = [log for log in logs if log > -math.inf]
+    low, span = min(finite, default=0.0), (max(finite, default=0.0) - min(finite, default=0.0)) or 1.0
+    return ["" if log == -math.inf else mark * (1 + round((width - 1) * (log - low) / span)) for log in logs]
 
 
 def _solver_document(info: SolverInfo) -> dict[str, object]:

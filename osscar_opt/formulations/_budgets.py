@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from osscar_opt._typing import BoolArray, FloatArray, IntArray
+from osscar_opt._typing import BoolArray, FloatArray, IntArray, read_only
 from osscar_opt.errors import InfeasibleError, InputError
 from osscar_opt.formulations import _validate
 from osscar_opt.formulations.limits import Limits
@@ -62,10 +62,10 @@ def checked_budgets(
     block_of_group, block_limits = _checked_blocks(blocks, block_keep, n)
     budgets = Budgets(
         keep=None if keep is None else _validate.count(keep, "keep", n),
-        costs=None if costs is None else _frozen(_validate.nonnegative_vector(costs, "costs", n)),
+        costs=None if costs is None else read_only(_validate.nonnegative_vector(costs, "costs", n)),
         budget=_checked_budget(budget, costs),
-        always_keep=_frozen(_validate.group_mask(always_keep, "always_keep", n)),
-        always_remove=_frozen(_validate.group_mask(always_remove, "always_remove", n)),
+        always_keep=read_only(_validate.group_mask(always_keep, "always_keep", n)),
+        always_remove=read_only(_validate.group_mask(always_remove, "always_remove", n)),
         blocks=block_of_group,
         block_keep=block_limits,
     )
@@ -76,7 +76,9 @@ def checked_budgets(
 def _require_feasible(budgets: Budgets) -> None:
     both = np.flatnonzero(budgets.always_keep & budgets.always_remove)
     if both.size:
-        raise InfeasibleError(f"group {both[0]} is in always_keep and in always_remove; take it out of one of them.")
+        raise InfeasibleError(
+            f"group {both[0]} is in always_keep and in always_remove; take it out of one of them."
+        )
     limits = budgets.limits()
     excess = limits.excess(budgets.always_keep)
     if np.any(excess):
@@ -109,7 +111,7 @@ def _checked_blocks(blocks: Any, block_keep: Any, n: int) -> tuple[IntArray | No
         raise InputError(f"blocks must hold one integer label for each of the {n} groups.")
     if n and labels.min() < 0:
         raise InputError(f"blocks must be labelled from 0, but one label is {labels.min()}.")
-    frozen_labels = _frozen(labels.astype(np.int64))
+    frozen_labels = read_only(labels.astype(np.int64))
     if block_keep is None:
         return frozen_labels, None
     given = np.asarray(block_keep)
@@ -117,9 +119,4 @@ def _checked_blocks(blocks: Any, block_keep: Any, n: int) -> tuple[IntArray | No
     if given.ndim != 1 or len(given) < needed:
         raise InputError(f"block_keep must hold one number for each of the {needed} blocks.")
     counts = [_validate.count(value, f"block_keep[{b}]", n) for b, value in enumerate(given)]
-    return frozen_labels, _frozen(np.array(counts, dtype=np.int64))
-
-
-def _frozen(array: Any) -> Any:
-    array.setflags(write=False)
-    return array
+    return frozen_labels, read_only(np.array(counts, dtype=np.int64))

@@ -131,7 +131,9 @@ def nonnegative_vector(value: Any, name: str, n: int) -> FloatArray:
     """Return `value` as n finite numbers, none negative."""
     given = _as_array(value, name)
     if given.shape != (n,):
-        raise InputError(f"{name} must hold one number for each of the {n} groups, but its shape is {given.shape}.")
+        raise InputError(
+            f"{name} must hold one number for each of the {n} groups, but its shape is {given.shape}."
+        )
     result = given.astype(np.float64)
     _require_finite(result, name)
     if np.any(result < 0.0):
@@ -160,7 +162,9 @@ def _indices(given: AnyArray, name: str, n: int) -> IntArray:
     if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
         raise InputError(f"{name} must be a boolean mask over the groups or a list of group indices.")
     if given.min() < 0 or given.max() >= n:
-        raise InputError(f"{name} names group {given[(given < 0) | (given >= n)][0]}, but groups are 0..{n - 1}.")
+        raise InputError(
+            f"{name} names group {given[(given < 0) | (given >= n)][0]}, but groups are 0..{n - 1}."
+        )
     return given.astype(np.int64)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from osscar_opt._typing import BoolArray, FloatArray, IntArray
+from osscar_opt._typing import BoolArray, FloatArray, IntArray, read_only
 from osscar_opt.errors import InputError
 
 __all__ = ["Groups"]
@@ -52,7 +52,7 @@ class Groups:
                 f"no row belongs to group {missing}, though labels go up to {len(counts) - 1}: "
                 "label the groups 0..n-1 without gaps."
             )
-        object.__setattr__(self, "group_of_row", _read_only(labels))
+        object.__setattr__(self, "group_of_row", read_only(labels))
         object.__setattr__(self, "n", len(counts))
 
     @classmethod
@@ -111,7 +111,7 @@ class Groups:
         >>> Groups([0, 0, 1]).sizes
         array([2, 1])
         """
-        return _read_only(np.bincount(self.group_of_row, minlength=self.n).astype(np.int64))
+        return read_only(np.bincount(self.group_of_row, minlength=self.n).astype(np.int64))
 
     @cached_property
     def uniform_size(self) -> int | None:
@@ -157,7 +157,7 @@ class Groups:
         >>> Groups([0, 1, 1]).total(np.array([1.0, 2.0, 3.0]))
         array([1., 5.])
         """
-        return np.bincount(self.group_of_row, weights=per_row, minlength=self.n)
+        return np.bincount(self.group_of_row, weights=per_row, minlength=self.n).astype(np.float64)
 
     def subset(self, support: BoolArray) -> Groups:
         """The groups in `support`, renumbered 0.. in the same order, over their own rows.
@@ -173,7 +173,7 @@ class Groups:
     @cached_property
     def _sorted_rows(self) -> tuple[IntArray, IntArray]:
         order = np.argsort(self.group_of_row, kind="stable").astype(np.int64)
-        return _read_only(order), np.concatenate([[0], np.cumsum(self.sizes)])
+        return read_only(order), np.concatenate([[0], np.cumsum(self.sizes)])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Groups) and np.array_equal(self.group_of_row, other.group_of_row)
@@ -216,8 +216,3 @@ def _group_size(spec: Any, p: int) -> int:
             f"groups = {size} does not divide the {p} rows; pass a divisor or an array of labels."
         )
     return size
-
-
-def _read_only(array: IntArray) -> IntArray:
-    array.setflags(write=False)
-    return array

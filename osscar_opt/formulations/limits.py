@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from osscar_opt._typing import BoolArray, FloatArray, IntArray
+from osscar_opt._typing import BoolArray, FloatArray, IntArray, read_only
 
 __all__ = ["Limits"]
 
@@ -85,9 +85,7 @@ class Limits:
             names.extend(f"block_keep[{b}]" for b in range(len(block_keep)))
         stacked = np.concatenate(usage) if usage else np.zeros((0, n))
         bound = np.array(limit, dtype=np.float64)
-        stacked.setflags(write=False)
-        bound.setflags(write=False)
-        return cls(stacked, bound, tuple(names))
+        return cls(read_only(stacked), read_only(bound), tuple(names))
 
     @property
     def cardinality(self) -> int | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from osscar_opt._typing import FloatArray
+from osscar_opt._typing import FloatArray, read_only
 from osscar_opt.errors import InputError
 from osscar_opt.formulations import _validate
 
@@ -96,17 +96,19 @@ def fields_from_moments(
     ridge = damping * float(gram.diagonal().mean()) if p else 0.0
     gram[np.diag_indices(p)] += ridge
     dense = None if weights is None else _validate.matrix(weights, "weights", rows=p)[0]
-    if cross_moment is None:
-        return {"gram": gram, "cross": None, "dense_weights": dense, "constant": None}
-    cross, _ = _validate.matrix(cross_moment, "cross_moment", rows=p)
-    pull = 0.0
-    if dense is not None:
+    cross = None if cross_moment is None else _validate.matrix(cross_moment, "cross_moment", rows=p)[0]
+    constant = None
+    if cross is not None and target_energy is not None:
+        constant = 0.5 * _validate.scalar(target_energy, "target_energy")
+    if cross is not None and dense is not None:
         if dense.shape != cross.shape:
             raise InputError(f"weights have shape {dense.shape}, but the targets ask for {cross.shape}.")
         cross += ridge * dense
-        pull = 0.5 * ridge * float(np.vdot(dense, dense))
-    constant = None if target_energy is None else 0.5 * _validate.scalar(target_energy, "target_energy") + pull
-    return {"gram": gram, "cross": cross, "dense_weights": dense, "constant": constant}
+        if constant is not None:
+            constant += 0.5 * ridge * float(np.vdot(dense, dense))
+    arrays = {"gram": gram, "cross": cross, "dense_weights": dense}
+    frozen = {name: None if array is None else read_only(array) for name, array in arrays.items()}
+    return {**frozen, "constant": constant}
 
 
 def keep_at_sparsity(sparsity: Any, n: int) -> int:
@@ -124,7 +126,9 @@ def keep_at_sparsity(sparsity: Any, n: int) -> int:
     """
     fraction = _validate.scalar(sparsity, "sparsity")
     if not 0.0 <= fraction <= 1.0:
-        raise InputError(f"sparsity = {fraction:.6g} is out of range: it is the fraction removed, from 0 to 1.")
+        raise InputError(
+            f"sparsity = {fraction:.6g} is out of range: it is the fraction removed, from 0 to 1."
+        )
     return n - math.floor(fraction * n + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
 

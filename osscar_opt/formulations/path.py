@@ -97,7 +97,8 @@ class Path:
         return axis
 
     def __repr__(self) -> str:
-        return f"Path({self.method}, n={len(self.order)}, objectives {self.objectives[0]:.6g} to {self.objectives[-1]:.6g})"
+        first, last = self.objectives[[0, -1]]
+        return f"Path({self.method}, n={len(self.order)}, objectives {first:.6g} to {last:.6g})"
 
     def _checked(self, keep: int) -> int:
         if not 0 <= keep <= len(self.order):

@@ -23,7 +23,6 @@ from scipy.linalg import qr
 from osscar_opt._typing import BoolArray, FloatArray, IntArray
 from osscar_opt.errors import InputError
 from osscar_opt.formulations._budgets import Budgets
-from osscar_opt.formulations.groups import Groups
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.linalg.factor import factor
 

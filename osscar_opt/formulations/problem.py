@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from osscar_opt._typing import AnyArray, BoolArray, FloatArray, IntArray
+from osscar_opt._typing import AnyArray, BoolArray, FloatArray, IntArray, read_only
 from osscar_opt.errors import InputError
 from osscar_opt.formulations import _validate
 from osscar_opt.formulations._budgets import Budgets, checked_budgets
@@ -136,7 +136,11 @@ class Problem:
         h, itemsize = _validate.matrix(gram, "gram", copy=copy)
         h = _validate.symmetric(h, itemsize, owned=copy or itemsize != 8)
         p = len(h)
-        dense = None if dense_weights is None else _validate.matrix(dense_weights, "dense_weights", rows=p, copy=copy)[0]
+        dense = (
+            None
+            if dense_weights is None
+            else _validate.matrix(dense_weights, "dense_weights", rows=p, copy=copy)[0]
+        )
         g = _cross(cross, h, dense, copy=copy)
         grouping = Groups.coerce(groups, p)
         budgets = checked_budgets(
@@ -150,14 +154,16 @@ class Problem:
             block_keep=block_keep,
         )
         self._fill(
-            gram=_view(h),
-            cross=_view(g),
+            gram=read_only(h, owned=copy),
+            cross=read_only(g, owned=copy or cross is None),
             groups=grouping,
-            dense_weights=None if dense is None else _view(dense),
+            dense_weights=None if dense is None else read_only(dense, owned=copy),
             dense_is_optimal=cross is None,
             name=str(name),
             _provenance=_json(provenance),
-            _level=("base", 0.0) if constant is None else ("constant", _validate.scalar(constant, "constant")),
+            _level=("base", 0.0)
+            if constant is None
+            else ("constant", _validate.scalar(constant, "constant")),
             **vars(budgets),
         )
         live = _validate.live_rows(h, g)
@@ -165,7 +171,7 @@ class Problem:
         if not self.dense_is_optimal:  # solved now, while the factor is at hand
             optimum = np.zeros(g.shape)
             optimum[live] = factorisation.solve(g[live])
-            self.__dict__["optimum"] = _view(optimum)
+            self.__dict__["optimum"] = read_only(optimum, owned=True)
 
     @classmethod
     def from_data(
@@ -302,7 +308,7 @@ class Problem:
         >>> Problem(np.eye(4), np.ones((4, 1)), groups=2).q
         1
         """
-        return self.cross.shape[1]
+        return int(self.cross.shape[1])
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -374,7 +380,7 @@ class Problem:
         """
         if self.dense_is_optimal and self.dense_weights is not None:
             return self.dense_weights
-        return _view(self._refit_rows(np.ones(self.p, dtype=bool)))
+        return read_only(self._refit_rows(np.ones(self.p, dtype=bool)), owned=True)
 
     @cached_property
     def base(self) -> float:
@@ -426,7 +432,10 @@ class Problem:
         digest = hashlib.sha256(b"osscar-opt problem 1\n")
         parts: list[tuple[str, Any]] = [
             ("gram", self.gram),
-            ("cross", None if self.dense_is_optimal else self.cross),  # else derived, and BLAS may round it anew
+            (
+                "cross",
+                None if self.dense_is_optimal else self.cross,
+            ),  # else derived, and BLAS may round it anew
             ("dense_weights", self.dense_weights),
             ("groups", self.groups.group_of_row),
             ("costs", self.costs),
@@ -672,7 +681,8 @@ class Problem:
         return self._state()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._fill(**{key: _view(value) if isinstance(value, np.ndarray) else value for key, value in state.items()})
+        for name, value in state.items():
+            self.__dict__[name] = read_only(value, owned=True) if isinstance(value, np.ndarray) else value
 
     @classmethod
     def _trusted(cls, **state: Any) -> Problem:
@@ -703,18 +713,14 @@ class Problem:
 def _cross(cross: Any, gram: FloatArray, dense: FloatArray | None, *, copy: bool) -> FloatArray:
     if cross is None:
         if dense is None:
-            raise InputError("pass cross (X'Y/N plus damping times the weights), or dense_weights to derive it from.")
+            raise InputError(
+                "pass cross (X'Y/N plus damping times the weights), or dense_weights to derive it from."
+            )
         return gram @ dense
     g, _ = _validate.matrix(cross, "cross", rows=len(gram), copy=copy)
     if dense is not None and dense.shape != g.shape:
         raise InputError(f"dense_weights have shape {dense.shape}, but cross has {g.shape}.")
     return g
-
-
-def _view(array: AnyArray) -> AnyArray:
-    view = array.view()
-    view.setflags(write=False)
-    return view
 
 
 def _json(provenance: Mapping[str, Any] | None) -> str:

@@ -227,15 +227,21 @@ class Solution:
         """
         problem = self.problem
         if self.support.dtype != bool or self.support.shape != (problem.n,):
-            raise SolverError(f"the support must be a mask over {problem.n} groups, but its shape is {self.support.shape}.")
+            raise SolverError(
+                f"the support must be a mask over {problem.n} groups, but its shape is {self.support.shape}."
+            )
         violation = problem.violation(self.support)
         if violation:
             raise SolverError(f"the support is not feasible: it {violation}.")
         if self.weights.shape != problem.cross.shape:
-            raise SolverError(f"the weights must have shape {problem.cross.shape}, but theirs is {self.weights.shape}.")
+            raise SolverError(
+                f"the weights must have shape {problem.cross.shape}, but theirs is {self.weights.shape}."
+            )
         outside = ~problem.groups.row_mask(self.support)
         if np.any(self.weights[outside]):
-            raise SolverError(f"the weights are not zero on row {_first_nonzero_row(self.weights, outside)}, which was removed.")
+            raise SolverError(
+                f"the weights are not zero on row {_first_nonzero_row(self.weights, outside)}, which was removed."
+            )
         recomputed = problem.objective(self.weights)
         slack = absolute_tolerance(problem)
         if not abs(recomputed - self.objective) <= 1e-9 * abs(recomputed) + slack:
@@ -368,7 +374,9 @@ def new_axis() -> Any:
     try:
         from matplotlib import pyplot
     except ModuleNotFoundError as error:
-        raise UnavailableError("plotting needs matplotlib, which is not installed; run: pip install matplotlib.") from error
+        raise UnavailableError(
+            "plotting needs matplotlib, which is not installed; run: pip install matplotlib."
+        ) from error
     return pyplot.subplots()[1]
 
 

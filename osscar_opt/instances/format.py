@@ -61,6 +61,15 @@ class InstanceInfo:
     provenance : dict
     hash : str
         The problem's hash as its writer computed it, or "".
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from osscar_opt.instances import random_instance
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "small.safetensors"
+    >>> random_instance(3, "knapsack", n=4, q=3).save(path)
+    >>> sorted(instance_info(path).arrays)
+    ['costs', 'dense_weights', 'gram', 'group_of_row']
     """
 
     name: str

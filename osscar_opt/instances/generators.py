@@ -19,6 +19,24 @@ from osscar_opt.formulations.problem import Problem
 from osscar_opt.instances import _sampling as draw
 from osscar_opt.instances._sampling import Seed, Sizes
 
+__all__ = [
+    "blocks",
+    "correlated",
+    "drifted",
+    "equal_scores",
+    "forced",
+    "greedy_trap",
+    "heavy_tailed",
+    "ill_conditioned",
+    "knapsack",
+    "near_duplicates",
+    "planted",
+    "random_instance",
+    "rank_deficient",
+    "swap_trap",
+    "unequal_groups",
+]
+
 
 def random_instance(
     seed: Seed = 0,
@@ -391,7 +409,7 @@ def swap_trap(
 ) -> Problem:
     """Trap single swaps after greedy: n // 5 independent quintuples (a, b, e, c, d), two of each to be kept.
 
-    With a, b, z orthonormal, e orthogonal to them, |e|^2 = 0.3, y = a + b + e: c = y + 3z and d = y - 3z (and
+    With a, b, z orthonormal, e orthogonal to them, e'e = 0.3, y = a + b + e: c = y + 3z and d = y - 3z (and
     epsilon * noise each), W0 = (1, 1, 1, 0, 0).  Removal one at a time drops c, d and then e; from {a, b}
     (loss 0.15) every single swap is worse, because c and d are mostly z when alone, while together they give
     y up to a loss of epsilon^2 / 4.  Left-over groups, sizes and shuffling as in `greedy_trap`; ``keep`` is

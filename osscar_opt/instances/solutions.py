@@ -50,6 +50,15 @@ class SolutionInfo:
         The limit it was solved under.
     result : dict
         Method, objective, bound, status, options, ...
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from osscar_opt.instances import random_instance
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "solution.safetensors"
+    >>> random_instance(3, "correlated", n=6, q=2).solve("magnitude", keep=2).save(path)
+    >>> solution_info(path).keep
+    2
     """
 
     name: str

@@ -166,15 +166,15 @@ def factor(matrix: FloatArray) -> Factor:
     """
     scale = equilibrating_scale(matrix)
     scaled = np.empty(matrix.shape, order="F")
-    np.multiply(matrix.T, scale[:, None], out=scaled)  # matrix.T: same numbers, in the memory order of `scaled`
+    np.multiply(
+        matrix.T, scale[:, None], out=scaled
+    )  # matrix.T: same numbers, in the memory order of `scaled`
     scaled *= scale[None, :]
     if scaled.size == 0:
         return Factor(matrix, scale, scaled)
     lower, info = lapack.dpotrf(scaled, lower=1, clean=0, overwrite_a=1)
     if info > 0:
-        raise np.linalg.LinAlgError(
-            f"not positive definite: pivot {info} of {len(scale)} is not positive"
-        )
+        raise np.linalg.LinAlgError(f"not positive definite: pivot {info} of {len(scale)} is not positive")
     _require_success(info)
     return Factor(matrix, scale, lower)
 

@@ -110,7 +110,7 @@ class NumpyKernels:
         return out
 
     def take_columns(self, panel: FloatArray, index: IntArray) -> FloatArray:
-        return np.asfortranarray(panel[:, index])
+        return np.asarray(panel[:, index], order="F")
 
     def set_columns(self, c: FloatArray, start: int, stop: int, values: FloatArray) -> None:
         c[start:stop, :start] = values[:start].T
@@ -127,7 +127,8 @@ class NumpyKernels:
 
     @staticmethod
     def _read(c: FloatArray, row: int, columns: IntArray) -> FloatArray:
-        return np.where(columns <= row, c[row, np.minimum(columns, row)], c[np.maximum(columns, row), row])
+        left, below = c[row, np.minimum(columns, row)], c[np.maximum(columns, row), row]
+        return np.asarray(np.where(columns <= row, left, below))
 
     def sweep(self, t: FloatArray, f: FloatArray, kept: int) -> float:
         # One Cholesky factor serves all three blocks, each overwritten by its successor:
@@ -148,13 +149,13 @@ class NumpyKernels:
 
     def inverse(self, blocks: FloatArray) -> FloatArray:
         if blocks.shape[-1] == 1:
-            return 1.0 / blocks
-        return np.linalg.inv(blocks)
+            return np.asarray(1.0 / blocks)
+        return np.asarray(np.linalg.inv(blocks))
 
     def whitener(self, block: FloatArray) -> FloatArray:
         if block.shape[-1] == 1:
-            return 1.0 / np.sqrt(block)
-        return np.linalg.inv(np.linalg.cholesky(block))
+            return np.asarray(1.0 / np.sqrt(block))
+        return np.asarray(np.linalg.inv(np.linalg.cholesky(block)))
 
 
 class TorchKernels:

@@ -36,7 +36,9 @@ def swap_changes(tableau: Tableau) -> tuple[IntArray, IntArray, FloatArray]:
     if tableau.side != "both":
         raise ValueError("exchanges need a two-sided tableau")
     inside, outside = tableau.members(kept=True), tableau.members(kept=False)
-    kept, removed = (np.concatenate([np.empty(0, np.int64)] + [m.groups for m in side]) for side in (inside, outside))
+    kept, removed = (
+        np.concatenate([np.empty(0, np.int64)] + [m.groups for m in side]) for side in (inside, outside)
+    )
     changes = np.empty((len(kept), len(removed)))
     top = 0
     for i in inside:

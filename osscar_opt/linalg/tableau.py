@@ -300,7 +300,9 @@ class Tableau:
         self.pivots += 1
         return change
 
-    def _restart_group(self, rows: slice, t: Array, y: Array, inverse: Array, corner: Array, sign: float) -> None:
+    def _restart_group(
+        self, rows: slice, t: Array, y: Array, inverse: Array, corner: Array, sign: float
+    ) -> None:
         """Let the pivot write the group's own rows from nothing rather than as a difference of large numbers.
 
         With the rows zeroed in T, N and the panel, t = -sign I and y = sign D^-1 N_gg / 2 in those rows make
@@ -325,7 +327,9 @@ class Tableau:
         self._fill = target.stop
 
     def _update_diagonals(self, v: Array, t: Array, y: Array) -> None:
-        for segment, blocks_t, blocks_n in zip(self._segments, self._diagonal_t, self._diagonal_n, strict=True):
+        for segment, blocks_t, blocks_n in zip(
+            self._segments, self._diagonal_t, self._diagonal_n, strict=True
+        ):
             first, s, span = segment.first, segment.size, segment.span
             span = slice(span.start - self._origin, span.stop - self._origin)
             if s == 1 and v.shape[1] == 1:
@@ -347,7 +351,9 @@ class Tableau:
         if self.side != "both":
             for index in range(len(self._segments)):
                 self._compact(index)
-            self._origin = min((s.span.start for s in self._segments if len(s.active)), default=len(self._order))
+            self._origin = min(
+                (s.span.start for s in self._segments if len(s.active)), default=len(self._order)
+            )
         spans = self._spans()
         for sign, u in self._panel_by_sign():
             for a, b in self._pairs(spans):
@@ -400,10 +406,12 @@ class Tableau:
         movers = segment.first + np.flatnonzero(~gone[: first - segment.first])
         self._segment_of[segment.active[gone]] = -1
         for hole, mover in zip(holes, movers, strict=True):
-            target, source = segment.rows(hole), segment.rows(mover)
+            target, source = segment.rows(int(hole)), segment.rows(int(mover))
             for matrix in (self._t, self._n):
                 active = matrix[self._origin :, self._origin :]
-                column = self._kernels.columns(active, source.start - self._origin, source.stop - self._origin)
+                column = self._kernels.columns(
+                    active, source.start - self._origin, source.stop - self._origin
+                )
                 place = slice(target.start - self._origin, target.stop - self._origin)
                 column[place] = column[source.start - self._origin : source.stop - self._origin]
                 self._kernels.set_columns(active, place.start, place.stop, column)
@@ -437,12 +445,15 @@ class Tableau:
         if column_row < 0:
             return False
         kept_rows = np.concatenate([self._span_rows(segment, kept=True) for segment in self._segments])
-        column = -self._kernels.numpy(self._kernels.columns(self._t, column_row, column_row + 1))[kept_rows, 0]
+        column = -self._kernels.numpy(self._kernels.columns(self._t, column_row, column_row + 1))[
+            kept_rows, 0
+        ]
         sample = np.append(kept_rows[:: max(1, len(kept_rows) // 8)], column_row)
         order, scale = self._order[kept_rows], self._scale
         rows = self._gram[self._order[sample]][:, order] * scale[order] * scale[self._order[sample], None]
         identity = (sample == column_row).astype(float)
-        error = abs(rows @ column - identity) / (abs(rows) @ abs(column) + identity)
+        magnitude = abs(rows) @ abs(column) + identity  # zero for rows the column has nothing to do with
+        error = abs(rows @ column - identity) / np.maximum(magnitude, np.finfo(float).tiny)
         backward = float(error.max())
         self.drift = max(self.drift, backward)
         return cancelled or not backward <= DRIFT_TOLERANCE
@@ -494,9 +505,7 @@ def _rows_by_group(group_of_row: IntArray, n: int) -> list[IntArray]:
 def _segments(rows_of_group: list[IntArray], groups: IntArray) -> list[_Segment]:
     """One segment per group size; rows are numbered by the caller."""
     sizes = np.array([len(rows_of_group[g]) for g in groups], dtype=np.int64)
-    return [
-        _Segment(int(size), 0, groups[sizes == size]) for size in np.unique(sizes)
-    ]
+    return [_Segment(int(size), 0, groups[sizes == size]) for size in np.unique(sizes)]
 
 
 def _times(panel: Array, block: Array) -> Array:

@@ -34,11 +34,11 @@ __all__ = [
 ]
 
 
-class _CallableModule(types.ModuleType):
+class CallableModule(types.ModuleType):
     """Makes ``osscar_opt.solvers()`` work where ``osscar_opt.solvers`` is this package."""
 
     def __call__(self) -> SolverTable:
         return solvers()
 
 
-sys.modules[__name__].__class__ = _CallableModule
+sys.modules[__name__].__class__ = CallableModule

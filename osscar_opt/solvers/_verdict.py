@@ -123,7 +123,10 @@ def _admitted(evidence: Evidence) -> tuple[Proposal | None, str]:
     if evidence.error is not None:
         if isinstance(evidence.error, Abandoned):
             return None, ""
-        return None, f"raised {type(evidence.error).__name__}: {str(evidence.error).rstrip('.')}"
+        said = str(evidence.error).rstrip(".")
+        if isinstance(evidence.error, OsscarError):
+            return None, f"failed: {said}"
+        return None, f"raised {type(evidence.error).__name__}: {said}"
     if evidence.returned is None and evidence.stopped is not None:
         return None, ""
     flaw = _flaw(evidence, evidence.returned)
@@ -151,7 +154,9 @@ def _score_proposal(evidence: Evidence, proposal: Proposal, findings: list[str])
     if proposal.weights is not None:
         flaw = _weights_flaw(evidence, support, proposal.weights)
         if flaw:
-            findings.append(f"method {evidence.method!r} returned weights {flaw}, so the weights were refitted")
+            findings.append(
+                f"method {evidence.method!r} returned weights {flaw}, so the weights were refitted"
+            )
         else:
             weights = np.array(proposal.weights, dtype=np.float64)
     return _scored(evidence.problem, support, weights)
@@ -161,8 +166,14 @@ def _weights_flaw(evidence: Evidence, support: BoolArray, weights: object) -> st
     problem = evidence.problem
     if evidence.presolved is None or evidence.presolved.steps:
         return "of the presolved problem, which only a method with presolve = False may do"
-    if not isinstance(weights, np.ndarray) or weights.dtype.kind != "f" or weights.shape != problem.cross.shape:
-        return f"of shape {np.shape(weights)} where floats of shape {problem.cross.shape} were due"
+    if (
+        not isinstance(weights, np.ndarray)
+        or weights.dtype.kind != "f"
+        or weights.shape != problem.cross.shape
+    ):
+        return (
+            f"of shape {getattr(weights, 'shape', None)} where floats of shape {problem.cross.shape} were due"
+        )
     if not np.all(np.isfinite(weights)):
         return "that are not finite"
     if np.any(weights[~problem.groups.row_mask(support)]):
@@ -245,7 +256,9 @@ def _hopeless(evidence: Evidence, failure: str) -> OsscarError:
     return SolverError(f"method {evidence.method!r} {failure}, and no other solution is known.")
 
 
-def _stats(evidence: Evidence, proposal: Proposal | None, findings: list[str], seconds: float) -> dict[str, Any]:
+def _stats(
+    evidence: Evidence, proposal: Proposal | None, findings: list[str], seconds: float
+) -> dict[str, Any]:
     stats: dict[str, Any] = {} if proposal is None else dict(proposal.stats)
     stats["refit_time"] = seconds
     if evidence.presolved is not None and evidence.presolved.steps:

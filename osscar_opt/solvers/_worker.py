@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from osscar_opt.formulations.solution import Termination
 from osscar_opt.solvers.base import Abandoned, Deadline
 
-__all__ = ["Worker", "attend", "one_blas_thread"]
+__all__ = ["Worker", "abandoned_threads_run", "attend", "one_blas_thread"]
 
 _abandoned: list[threading.Thread] = []
 """Threads that had not ended when they were abandoned."""
@@ -131,6 +131,18 @@ def attend(
         return Termination.INTERRUPTED
 
 
+def abandoned_threads_run() -> bool:
+    """Whether a thread that was abandoned has still not ended.
+
+    Examples
+    --------
+    >>> abandoned_threads_run()
+    False
+    """
+    _abandoned[:] = [thread for thread in _abandoned if thread.is_alive()]
+    return bool(_abandoned)
+
+
 @atexit.register
 def _leave_before_destructors() -> None:
     """Keep an abandoned thread that is still in a BLAS call from blocking the exit of the process.
@@ -138,15 +150,14 @@ def _leave_before_destructors() -> None:
     The destructor of OpenBLAS waits for its threads, for ever if one of them is working for a thread Python has given
     up.  Where the C library has ``on_exit``, the process leaves, with its exit status, just before destructors run.
     """
-    alive = [thread for thread in _abandoned if thread.is_alive()]
-    if not alive:
+    if not abandoned_threads_run():
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "on_exit"):
         libc.fflush(None)
         libc.on_exit(libc._exit, None)  # handlers are given the exit status as first argument
         return
-    for thread in alive:
+    for thread in _abandoned:
         thread.join(_PATIENCE_AT_EXIT)
 
 

@@ -275,7 +275,7 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """done / total within [0, 1], or None if the total is not known.
+        """Done / total within [0, 1], or None if the total is not known.
 
         Examples
         --------

@@ -34,6 +34,9 @@ class _Batch(NamedTuple):
     t: FloatArray  # (B, m, m)
     n: FloatArray  # (B, m, m)
 
+    def part(self, rows: slice) -> _Batch:
+        return _Batch(self.depth, self.moved[rows], self.change[rows], self.t[rows], self.n[rows])
+
 
 @dataclass(frozen=True)
 class Exhaustive(Solver):
@@ -73,7 +76,7 @@ class Exhaustive(Solver):
         total = count_supports(problem)
         if total > self.max_supports:
             raise CapabilityError(
-                f"there are {total:.3g} supports to enumerate, more than max_supports = {self.max_supports}; "
+                f"there are more than 10^{len(str(total)) - 1} supports to enumerate, and max_supports = {self.max_supports}; "
                 "use method='search' for a good one, or raise max_supports."
             )
         keep = problem.limits.cardinality
@@ -143,7 +146,7 @@ def _enumerate(problem: Problem, leaving: bool) -> Iterator[tuple[BoolArray, Flo
         width = max(1, _BATCH_NUMBERS // max(1, 2 * child.t.shape[1] ** 2))
         for first in range(0, len(child.change), width):
             part = slice(first, first + width)
-            stack.append(_Batch(child.depth, *(array[part] for array in child[1:])))
+            stack.append(child.part(part))
 
 
 def _starting_side(problem: Problem, leaving: bool) -> tuple[FloatArray, FloatArray]:

@@ -10,6 +10,7 @@ import numpy as np
 from osscar_opt._typing import BoolArray, IntArray
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
+from osscar_opt.linalg.kernels import make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
 from osscar_opt.solvers.steps import forward, open_tableau
 
@@ -50,7 +51,7 @@ class Forward(Solver):
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
     ) -> Proposal:
         tableau = open_tableau(
-            problem, problem.always_keep, "removed", device=self.device, precision=self.precision
+            problem, problem.always_keep, "removed", kernels=make_kernels(self.device, self.precision)
         )
         added, in_time = forward(problem, tableau, deadline=deadline, report=report)
         termination = Termination.COMPLETED if in_time else Termination.TIME_LIMIT
@@ -58,10 +59,18 @@ class Forward(Solver):
 
     def removal_order(self, problem: Problem, *, deadline: Deadline, report: Report) -> IntArray:
         unlimited = problem.with_limits(
-            keep=problem.n, costs=None, budget=None, blocks=None, block_keep=None, always_keep=None, always_remove=None
+            keep=problem.n,
+            costs=None,
+            budget=None,
+            blocks=None,
+            block_keep=None,
+            always_keep=None,
+            always_remove=None,
         )
         nothing = np.zeros(problem.n, dtype=bool)
-        tableau = open_tableau(unlimited, nothing, "removed", device=self.device, precision=self.precision)
+        tableau = open_tableau(
+            unlimited, nothing, "removed", kernels=make_kernels(self.device, self.precision)
+        )
         added, _ = forward(unlimited, tableau, deadline=deadline, report=report)
         never = np.setdiff1d(np.arange(problem.n), added)  # groups that explain nothing leave first
         return np.concatenate([never, added[::-1]])

@@ -10,9 +10,9 @@ import numpy as np
 from osscar_opt._typing import BoolArray, IntArray
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
-from osscar_opt.linalg.tableau import Tableau
+from osscar_opt.linalg.kernels import make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.steps import Walk, backward, open_tableau
+from osscar_opt.solvers.steps import Walk, backward, backward_selection, open_tableau
 
 __all__ = ["Greedy"]
 
@@ -52,27 +52,31 @@ class Greedy(Solver):
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
     ) -> Proposal:
-        tableau = self._open(problem)
-        removed, in_time = backward(problem, tableau, deadline=deadline, report=report)
-        support = tableau.support
-        stats = {"removals": len(removed), "factorizations": tableau.factorizations, "drift": tableau.drift}
-        if problem.limits.cardinality is None and in_time:
-            del tableau
+        kernels = make_kernels(self.device, self.precision)
+        greedy = backward_selection(problem, deadline=deadline, report=report, kernels=kernels)
+        support, stats = greedy.support, greedy.stats
+        if problem.limits.cardinality is None and greedy.in_time:
             walk = Walk(
-                problem, support, deadline=deadline, report=report, device=self.device, precision=self.precision
+                problem, support, deadline=deadline, report=report, value=greedy.value, kernels=kernels
             )
-            stats["added_back"] = walk.add_best()
+            stats = stats | {"added_back": walk.add_best()}
             support = walk.support
-        termination = Termination.COMPLETED if in_time else Termination.TIME_LIMIT
+        termination = Termination.COMPLETED if greedy.in_time else Termination.TIME_LIMIT
         return Proposal(support, stats=stats, termination=termination)
 
     def removal_order(self, problem: Problem, *, deadline: Deadline, report: Report) -> IntArray:
         unlimited = problem.with_limits(
-            keep=0, costs=None, budget=None, blocks=None, block_keep=None, always_keep=None, always_remove=None
+            keep=0,
+            costs=None,
+            budget=None,
+            blocks=None,
+            block_keep=None,
+            always_keep=None,
+            always_remove=None,
         )
-        order, _ = backward(unlimited, self._open(unlimited), deadline=deadline, report=report)
+        everything = np.ones(problem.n, dtype=bool)
+        tableau = open_tableau(
+            unlimited, everything, "kept", kernels=make_kernels(self.device, self.precision)
+        )
+        order, _ = backward(unlimited, tableau, deadline=deadline, report=report)
         return order
-
-    def _open(self, problem: Problem) -> Tableau:
-        everything = ~problem.always_remove
-        return open_tableau(problem, everything, "kept", device=self.device, precision=self.precision)

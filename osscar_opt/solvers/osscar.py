@@ -8,8 +8,9 @@ from typing import ClassVar
 from osscar_opt._typing import BoolArray
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
+from osscar_opt.linalg.kernels import make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.steps import Walk, backward, open_tableau
+from osscar_opt.solvers.steps import Walk, backward_selection
 
 __all__ = ["Osscar"]
 
@@ -57,17 +58,18 @@ class Osscar(Solver):
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
     ) -> Proposal:
-        where = {"device": self.device, "precision": self.precision}
+        kernels = make_kernels(self.device, self.precision)
+        value, stats = None, {}
         if start is None:
-            tableau = open_tableau(problem, ~problem.always_remove, "kept", **where)
-            _, in_time = backward(problem, tableau, deadline=deadline, report=report, stage=self.stage)
-            start = tableau.support
-            if not in_time:
-                return Proposal(start, termination=Termination.TIME_LIMIT)
-            del tableau
-        walk = Walk(problem, start, deadline=deadline, report=report, **where)
+            greedy = backward_selection(
+                problem, deadline=deadline, report=report, stage=self.stage, kernels=kernels
+            )
+            if not greedy.in_time:
+                return Proposal(greedy.support, stats=greedy.stats, termination=Termination.TIME_LIMIT)
+            start, value, stats = greedy.support, greedy.value, greedy.stats
+        walk = Walk(problem, start, deadline=deadline, report=report, value=value, kernels=kernels)
         termination, rounds = self._local_search(walk)
-        stats = {"rounds": rounds, "exchanges": walk.exchanges, "pivots": walk.tableau.pivots}
+        stats |= {"rounds": rounds, "exchanges": walk.exchanges, "pivots": walk.tableau.pivots}
         return Proposal(walk.best_support, stats=stats, termination=termination)
 
     def _local_search(self, walk: Walk) -> tuple[Termination, int]:

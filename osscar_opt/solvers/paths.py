@@ -59,8 +59,12 @@ def path(
     wanted = tuple(REDUCTIONS) if presolve is True else presolve or ()
     presolved = run_presolve(unlimited, wanted if solver.presolve else ())
     if "unequal_groups" in presolved.problem.features - solver.handles:
-        raise CapabilityError(f"method {solver.name!r} does not handle groups of unequal size; use method='greedy'.")
-    return path_of(problem, _full_order(presolved, _removal_order(presolved.problem, solver, progress)), solver.name)
+        raise CapabilityError(
+            f"method {solver.name!r} does not handle groups of unequal size; use method='greedy'."
+        )
+    order = _full_order(presolved, _removal_order(presolved.problem, solver, progress))
+    turn = problem.always_keep[order].astype(int) - problem.always_remove[order]
+    return path_of(problem, order[np.argsort(turn, kind="stable")], solver.name)
 
 
 def _removal_order(problem: Problem, solver: Solver, progress: bool | None) -> IntArray:
@@ -86,7 +90,7 @@ def _removal_order(problem: Problem, solver: Solver, progress: bool | None) -> I
 
 
 def _full_order(presolved: Presolved, order: IntArray) -> IntArray:
-    """Groups presolve removed, then those left in the method's order, then those presolve kept."""
+    """Order over the groups as posed: those presolve removed, those left as the method says, those presolve kept."""
     nothing = np.zeros(presolved.problem.n, dtype=bool)
     kept, not_removed = presolved.lift_support(nothing), presolved.lift_support(~nothing)
     left = np.flatnonzero(not_removed & ~kept)

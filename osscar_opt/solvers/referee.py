@@ -41,9 +41,9 @@ from osscar_opt.formulations import _validate
 from osscar_opt.formulations.presolve import REDUCTIONS, Presolved
 from osscar_opt.formulations.presolve import presolve as run_presolve
 from osscar_opt.formulations.problem import Problem
-from osscar_opt.formulations.solution import Solution, TraceEntry
+from osscar_opt.formulations.solution import Solution, Termination, TraceEntry
 from osscar_opt.solvers._verdict import Evidence, Verdict, judge
-from osscar_opt.solvers._worker import Worker, attend, one_blas_thread
+from osscar_opt.solvers._worker import Worker, abandoned_threads_run, attend, one_blas_thread
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
 from osscar_opt.solvers.progress import Event, Watcher
 from osscar_opt.solvers.registry import get_solver, methods_handling
@@ -119,9 +119,9 @@ def solve(
     deadline, grace = _time_allowed(posed, time_limit, began)
     search = _Search(posed, solver, reductions, _known(posed, start), deadline, isolation)
     watcher = Watcher(solver.name, deadline, on_event, progress)
-    evidence, worker = _run(search, watcher, grace)
+    evidence = _run(search, watcher, grace)
     searched = time.monotonic() - search.began
-    with one_blas_thread(when=not worker.finished()):
+    with one_blas_thread(when=abandoned_threads_run()):
         try:
             verdict = judge(evidence, tolerance)
         except KeyboardInterrupt:  # the search is over; what it found is not thrown away for a late Ctrl-C
@@ -160,22 +160,28 @@ class _Search:
         if presolved.problem.n == 0:
             return Proposal(np.zeros(0, dtype=bool), stats={"decided_by": "presolve"})
         start = None if self.start is None else presolved.restrict_support(self.start)
-        return self.solver.propose(presolved.problem, start=start, deadline=self.deadline, report=report)
+        propose = self.solver.propose
+        if self.isolation == "process":
+            from osscar_opt.solvers.isolation import propose_in_child
+
+            propose = functools.partial(propose_in_child, self.solver)
+        return propose(presolved.problem, start=start, deadline=self.deadline, report=report)
 
 
-def _run(search: _Search, watcher: Watcher, grace: float) -> tuple[Evidence, Worker[Proposal]]:
+def _run(search: _Search, watcher: Watcher, grace: float) -> Evidence:
     worker = Worker(search.run)
     try:
         stopped = attend(worker, search.deadline, grace, lambda: watcher.look(search.report))
         if stopped is None:
             watcher.look(search.report)
+            stopped = Termination.TIME_LIMIT if search.deadline.noticed else None
     finally:
         if search.report is not None:
             search.report.close()
         search.deadline.stop()
         worker.abandon()
         watcher.close()
-    evidence = Evidence(
+    return Evidence(
         problem=search.problem,
         method=search.solver.name,
         presolved=search.presolved,
@@ -185,7 +191,6 @@ def _run(search: _Search, watcher: Watcher, grace: float) -> tuple[Evidence, Wor
         start=search.start,
         stopped=stopped,
     )
-    return evidence, worker
 
 
 def _solution(search: _Search, verdict: Verdict, searched: float) -> Solution:
@@ -212,7 +217,9 @@ def _solution(search: _Search, verdict: Verdict, searched: float) -> Solution:
 def _posed(problem: Problem, keep: int | None) -> Problem:
     posed = problem if keep is None else problem.with_keep(keep)
     if not posed.limits.names:
-        raise InputError("this problem has no limit on what may stay: pass keep=, the number of groups to keep.")
+        raise InputError(
+            "this problem has no limit on what may stay: pass keep=, the number of groups to keep."
+        )
     return posed
 
 

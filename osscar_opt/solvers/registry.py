@@ -26,7 +26,15 @@ import numpy as np
 from osscar_opt.errors import OptionError, UnavailableError, UnknownMethodError
 from osscar_opt.solvers.base import Solver
 
-__all__ = ["OptionInfo", "SolverInfo", "SolverTable", "get_solver", "methods_handling", "solver_class", "solvers"]
+__all__ = [
+    "OptionInfo",
+    "SolverInfo",
+    "SolverTable",
+    "get_solver",
+    "methods_handling",
+    "solver_class",
+    "solvers",
+]
 
 ENTRY_POINT_GROUP = "osscar_opt.solvers"
 
@@ -128,7 +136,9 @@ class SolverTable(tuple[SolverInfo, ...]):
         header = ("method", "proves", "handles", "options", "summary")
         rows = [header, *(_row(info) for info in self)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        lines = (
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+        )
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -173,7 +183,9 @@ def solver_class(name: str) -> type[Solver]:
         raise _unknown_method(name, (*_OWN, *plugins))
     missing = _missing(found)
     if missing:
-        raise UnavailableError(f"method {name!r} needs {missing}, which is not installed; run: pip install {missing}.")
+        raise UnavailableError(
+            f"method {name!r} needs {missing}, which is not installed; run: pip install {missing}."
+        )
     return found
 
 
@@ -237,14 +249,18 @@ def _is_solver_class(candidate: object) -> bool:
 
 def _checked_class(candidate: Any, source: str) -> type[Solver]:
     if not _is_solver_class(candidate):
-        raise UnavailableError(f"{source} is registered as a method, but is not a subclass of osscar_opt.solvers.Solver.")
+        raise UnavailableError(
+            f"{source} is registered as a method, but is not a subclass of osscar_opt.solvers.Solver."
+        )
     return candidate  # type: ignore[no-any-return]
 
 
 def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
     """Entry points of other packages; our own names cannot be taken."""
     found = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-    return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name) if entry.name not in _OWN}
+    return {
+        entry.name: entry for entry in sorted(found, key=lambda entry: entry.name) if entry.name not in _OWN
+    }
 
 
 def _plugin_info(entry: importlib.metadata.EntryPoint) -> SolverInfo:
@@ -287,7 +303,9 @@ def _row(info: SolverInfo) -> tuple[str, str, str, str, str]:
 
 def _unknown_method(name: str, known: Iterable[str]) -> UnknownMethodError:
     names = sorted(known)
-    return UnknownMethodError(f"there is no method {name!r}{_did_you_mean(name, names)} Methods: {', '.join(names)}.")
+    return UnknownMethodError(
+        f"there is no method {name!r}{_did_you_mean(name, names)} Methods: {', '.join(names)}."
+    )
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from osscar_opt._typing import BoolArray
+from osscar_opt._typing import BoolArray, IntArray
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
+from osscar_opt.linalg.kernels import Kernels, make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.steps import Walk, backward, forward, open_tableau
+from osscar_opt.solvers.steps import Walk, backward_selection, forward, open_tableau
 
 __all__ = ["Search"]
 
@@ -61,14 +62,16 @@ class Search(Solver):
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
     ) -> Proposal:
-        supports = [] if start is None else [start]
-        supports += self._constructed(problem, deadline, report)
+        kernels = make_kernels(self.device, self.precision)
+        greedy = backward_selection(problem, deadline=deadline, report=report, kernels=kernels)
         walk = Walk(
-            problem, supports[0], deadline=deadline, report=report, device=self.device, precision=self.precision
+            problem, greedy.support, deadline=deadline, report=report, value=greedy.value, kernels=kernels
         )
-        for support in supports:
-            walk.move_to(support)
-            walk.descend()
+        walk.descend()
+        for support in (start, self._forward(problem, deadline, report, kernels)):
+            if support is not None:
+                walk.move_to(support)
+                walk.descend()
         rng = np.random.default_rng(self.seed)
         failures = kicks = 0
         while failures < self.patience and not deadline.expired():
@@ -83,18 +86,11 @@ class Search(Solver):
         stats = {"kicks": kicks, "exchanges": walk.exchanges, "pivots": walk.tableau.pivots}
         return Proposal(walk.best_support, stats=stats, termination=termination)
 
-    def _constructed(self, problem: Problem, deadline: Deadline, report: Report) -> list[BoolArray]:
-        """Supports of backward and, if there is time left, of forward selection."""
-        where = {"device": self.device, "precision": self.precision}
-        tableau = open_tableau(problem, ~problem.always_remove, "kept", **where)
-        backward(problem, tableau, deadline=deadline, report=report)
-        supports = [tableau.support]
-        report.incumbent(supports[0], problem.dense_objective + tableau.change)
-        if not deadline.expired():
-            tableau = open_tableau(problem, problem.always_keep, "removed", **where)
-            forward(problem, tableau, deadline=deadline, report=report)
-            supports.append(tableau.support)
-        return supports
+    @staticmethod
+    def _forward(problem: Problem, deadline: Deadline, report: Report, kernels: Kernels) -> BoolArray:
+        tableau = open_tableau(problem, problem.always_keep, "removed", kernels=kernels)
+        forward(problem, tableau, deadline=deadline, report=report)
+        return tableau.support
 
     def _kick(self, walk: Walk, turn: int, size: int, rng: np.random.Generator) -> None:
         kept = rng.permutation(np.flatnonzero(walk.support & walk.movable))
@@ -114,7 +110,7 @@ class Search(Solver):
             walk.move_to(walk.problem.limits.fill(order, walk.problem.always_keep))
 
 
-def _mask(groups: np.ndarray, n: int) -> BoolArray:
+def _mask(groups: IntArray, n: int) -> BoolArray:
     mask = np.zeros(n, dtype=bool)
     mask[groups] = True
     return mask

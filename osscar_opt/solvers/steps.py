@@ -5,24 +5,36 @@ A solver's file says in which order it takes them and when it stops.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from osscar_opt._typing import BoolArray, FloatArray, IntArray
 from osscar_opt.formulations.limits import Limits
 from osscar_opt.formulations.problem import Problem
-from osscar_opt.linalg.kernels import make_kernels
+from osscar_opt.linalg.kernels import Kernels
 from osscar_opt.linalg.swaps import swap_changes
 from osscar_opt.linalg.tableau import Side, Tableau
 from osscar_opt.solvers.base import Deadline, Report
 
-__all__ = ["Walk", "backward", "best_addition", "forward", "open_tableau", "removal_shares"]
+__all__ = [
+    "Selected",
+    "Walk",
+    "backward",
+    "backward_selection",
+    "best_addition",
+    "forward",
+    "open_tableau",
+    "removal_shares",
+]
 
 _RELATIVE_GAIN = 1e-9
 """An exchange must win this share of what its removal costs: less is rounding, and rounding makes cycles."""
 
 
 def open_tableau(
-    problem: Problem, support: BoolArray, side: Side, *, device: str = "cpu", precision: str = "float64"
+    problem: Problem, support: BoolArray, side: Side, *, kernels: Kernels | None = None
 ) -> Tableau:
     """Open the tableau of a problem at a support.
 
@@ -35,7 +47,6 @@ def open_tableau(
     gram = problem.gram
     if not problem.live_rows.all():  # a dead input explains nothing, whatever its diagonal
         gram = gram + np.diag((~problem.live_rows).astype(float))
-    kernels = make_kernels(device, precision)
     groups = problem.groups.group_of_row
     return Tableau(gram, problem.cross, groups, support, side=side, optimum=problem.optimum, kernels=kernels)
 
@@ -61,9 +72,10 @@ def removal_shares(limits: Limits, support: BoolArray) -> FloatArray:
 def backward(
     problem: Problem, tableau: Tableau, *, deadline: Deadline, report: Report, stage: int = 1
 ) -> tuple[IntArray, bool]:
-    """Backward selection until every limit holds: remove the `stage` groups of least loss per share mended, refit, repeat.
+    """Backward selection until every limit holds.
 
-    With stage = 1 every choice is exact one-at-a-time greedy. Past the deadline what is left goes in one stage.
+    Remove the `stage` groups of least loss per share of the excess that their removal mends, refit, repeat. With
+    stage = 1 every choice is exact one-at-a-time greedy. Past the deadline, what is left goes in one stage.
 
     Returns
     -------
@@ -122,7 +134,9 @@ def best_addition(problem: Problem, tableau: Tableau, forbidden: BoolArray | Non
         if slack[0] < 1.0:
             return None
     else:
-        used = np.divide(limits.usage, slack[:, None], out=np.zeros(limits.usage.shape), where=limits.usage > 0)
+        used = np.divide(
+            limits.usage, slack[:, None], out=np.zeros(limits.usage.shape), where=limits.usage > 0
+        )
         gains /= used.sum(axis=0) + 1e-12  # what is free comes first
         gains[~np.all(limits.usage <= slack[:, None], axis=0)] = -np.inf
     gains[problem.always_remove] = -np.inf
@@ -132,7 +146,9 @@ def best_addition(problem: Problem, tableau: Tableau, forbidden: BoolArray | Non
     return group if gains[group] > 0 else None
 
 
-def forward(problem: Problem, tableau: Tableau, *, deadline: Deadline, report: Report) -> tuple[IntArray, bool]:
+def forward(
+    problem: Problem, tableau: Tableau, *, deadline: Deadline, report: Report
+) -> tuple[IntArray, bool]:
     """Forward selection: add the group of most gain, refit, repeat while any fits.
 
     Returns
@@ -164,6 +180,35 @@ def _slop(limits: Limits) -> FloatArray:
     return np.asarray(0.5e-9 * np.abs(limits.limit) + np.finfo(float).tiny)
 
 
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """What a selection came to: the support, its objective if known, whether time sufficed, and counts."""
+
+    support: BoolArray
+    value: float | None
+    in_time: bool
+    stats: dict[str, Any]
+
+
+def backward_selection(
+    problem: Problem, *, deadline: Deadline, report: Report, stage: int = 1, kernels: Kernels | None = None
+) -> Selected:
+    """Backward selection from everything that may stay; see `backward`.
+
+    Examples
+    --------
+    >>> problem = Problem(np.eye(3), [[1.0], [3.0], [2.0]], keep=1)
+    >>> backward_selection(problem, deadline=Deadline(), report=Report()).value
+    2.5
+    """
+    tableau = open_tableau(problem, ~problem.always_remove, "kept", kernels=kernels)
+    removed, in_time = backward(problem, tableau, deadline=deadline, report=report, stage=stage)
+    value = None if problem.always_remove.any() else problem.dense_objective + tableau.change
+    stats = {"removals": len(removed), "factorizations": tableau.factorizations, "drift": tableau.drift}
+    report.incumbent(tableau.support, value)
+    return Selected(tableau.support, value, in_time, stats)
+
+
 def _smallest(values: FloatArray, count: int) -> IntArray:
     """Indices of the `count` smallest finite values, smallest first."""
     if count == 1:
@@ -180,6 +225,8 @@ class Walk:
     problem : Problem
     support : (n,) mask
         Feasible.
+    value : float, optional
+        Its objective, if known.
 
     Attributes
     ----------
@@ -205,13 +252,13 @@ class Walk:
         *,
         deadline: Deadline,
         report: Report,
-        device: str = "cpu",
-        precision: str = "float64",
+        value: float | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         self.problem, self.deadline, self.report = problem, deadline, report
-        self.tableau = open_tableau(problem, support, "both", device=device, precision=precision)
+        self.tableau = open_tableau(problem, support, "both", kernels=kernels)
         self._limits = problem.limits
-        self._start_value = problem.value(support)
+        self._start_value = problem.value(support) if value is None else value
         self.movable = ~(problem.always_keep | problem.always_remove)
         self.exchanges = 0
         self.best_value, self.best_support = np.inf, self.tableau.support.copy()
@@ -318,7 +365,10 @@ class Walk:
         """Exchange two groups if that still improves; otherwise leave everything as it was."""
         if self.support[new] or not self.support[out]:
             return False
-        if self._limits.cardinality is None and not self._exchangeable(np.array([out]), np.array([new]))[0, 0]:
+        if (
+            self._limits.cardinality is None
+            and not self._exchangeable(np.array([out]), np.array([new]))[0, 0]
+        ):
             return False
         cost = self.tableau.pivot(out)
         if self.tableau.gains()[new] > (1.0 + _RELATIVE_GAIN) * cost:

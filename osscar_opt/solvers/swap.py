@@ -8,8 +8,9 @@ from typing import ClassVar
 from osscar_opt._typing import BoolArray
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
+from osscar_opt.linalg.kernels import make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.steps import Walk, backward, open_tableau
+from osscar_opt.solvers.steps import Walk, backward_selection
 
 __all__ = ["Swap"]
 
@@ -48,16 +49,19 @@ class Swap(Solver):
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
     ) -> Proposal:
-        where = {"device": self.device, "precision": self.precision}
+        kernels = make_kernels(self.device, self.precision)
+        value, stats = None, {}
         if start is None:
-            tableau = open_tableau(problem, ~problem.always_remove, "kept", **where)
-            _, in_time = backward(problem, tableau, deadline=deadline, report=report)
-            start = tableau.support
-            if not in_time:
-                return Proposal(start, termination=Termination.TIME_LIMIT)
-            del tableau
-        walk = Walk(problem, start, deadline=deadline, report=report, **where)
+            greedy = backward_selection(problem, deadline=deadline, report=report, kernels=kernels)
+            if not greedy.in_time:
+                return Proposal(greedy.support, stats=greedy.stats, termination=Termination.TIME_LIMIT)
+            start, value, stats = greedy.support, greedy.value, greedy.stats
+        walk = Walk(problem, start, deadline=deadline, report=report, value=value, kernels=kernels)
         optimal = walk.descend(self.per_evaluation)
         termination = Termination.LOCAL_OPTIMUM if optimal else Termination.TIME_LIMIT
-        stats = {"exchanges": walk.exchanges, "pivots": walk.tableau.pivots, "drift": walk.tableau.drift}
+        stats |= {
+            "exchanges": walk.exchanges,
+            "pivots": walk.tableau.pivots,
+            "drift": max(walk.tableau.drift, stats.get("drift", 0.0)),
+        }
         return Proposal(walk.best_support, stats=stats, termination=termination)

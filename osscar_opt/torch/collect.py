@@ -77,6 +77,12 @@ def visit_layer_inputs(
     ------
     LayerError
         When there is no batch, no batch reaches the layer, or its inputs cannot be matched with the mask.
+
+    Examples
+    --------
+    >>> model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> visit_layer_inputs(model, model[2], "2", torch.zeros(4, 5), lambda inputs, mask: print(inputs.shape))
+    torch.Size([4, 3])
     """
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     signature = inspect.signature(model.forward)
@@ -122,6 +128,11 @@ def each_batch(batches: Any) -> Iterator[Any]:
     ------
     LayerError
         When it is neither a batch nor iterable.
+
+    Examples
+    --------
+    >>> len(list(each_batch(torch.zeros(4, 5)))), len(list(each_batch([torch.zeros(4, 5)] * 3)))
+    (1, 3)
     """
     if isinstance(batches, (torch.Tensor, Mapping)):
         yield batches

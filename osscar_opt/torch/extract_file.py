@@ -43,6 +43,12 @@ def load_language_model(source: str | Path) -> tuple[torch.nn.Module, Any, str]:
         When transformers or the packaged model is not installed.
     InputError
         When the folder is not a checkpoint of a causal language model.
+
+    Examples
+    --------
+    >>> model, tokenizer, name = load_language_model("smollm2")  # doctest: +SKIP
+    >>> name  # doctest: +SKIP
+    'SmolLM2-135M-Instruct, 4-bit weights dequantised to float32'
     """
     require_packages(["transformers"], "loading a language model")
     packaged = str(source) == PACKAGED_MODEL
@@ -94,6 +100,12 @@ def calibration_batches(
     ------
     InputError
         When the file cannot be read or is too short.
+
+    Examples
+    --------
+    >>> batches, name = calibration_batches(
+    ...     tokenizer, "book.txt", windows=8, length=512, batch_size=4
+    ... )  # doctest: +SKIP
     """
     import torch
 
@@ -157,6 +169,12 @@ def extract_to_file(
         When a package is missing.
     LayerError, InputError
         As in `osscar_opt.torch.problem_from_layer`; nothing is written then.
+
+    Examples
+    --------
+    >>> layer = "model.layers.0.mlp.down_proj"
+    >>> extract_to_file("smollm2", layer, "layer0.safetensors", sparsity=0.5).keep  # doctest: +SKIP
+    768
     """
     from osscar_opt.torch.extract import problem_from_layer
     from osscar_opt.torch.layers import find_layer, view_of

