@@ -136,7 +136,9 @@ def _check_declaration(solver: Solver) -> None:
     own = vars(cls).get("__dataclass_params__")
     _require(own is not None and own.frozen, "class", "is not itself a frozen dataclass")
     _require(isinstance(getattr(cls, "name", None), str) and bool(cls.name), "class", "has no name")
-    _require(bool((cls.__doc__ or "").strip()), "class", "has no docstring, whose first line is its summary")
+    generated = f"{cls.__name__}("  # what dataclass writes where there is no docstring
+    documented = bool(cls.__doc__) and not str(cls.__doc__).startswith(generated)
+    _require(documented, "class", "has no docstring, whose first line is its summary")
     known = {"budget", "blocks", "unequal_groups", "forced"}
     _require(cls.handles <= known, "class", f"handles {sorted(cls.handles - known)}, which nobody knows")
     _require(cls() == cls(), "class", "has options without default, or instances that are not equal")

@@ -121,7 +121,9 @@ def test_a_missing_package_is_named() -> None:
 
 def test_unknown_methods_list_what_there_is() -> None:
     problem = Problem(np.eye(3), np.ones((3, 2)), keep=1)
-    with pytest.raises(UnknownMethodError, match="no method 'gredy'; did you mean 'greedy'.*Methods: auto, exhaustive"):
+    with pytest.raises(
+        UnknownMethodError, match=r"no method 'gredy'; did you mean 'greedy'.*Methods: auto, exhaustive"
+    ):
         problem.solve("gredy")
     with pytest.raises(UnknownMethodError, match=r"no method 'zzz'\. Methods: auto"):
         problem.solve("zzz")
@@ -131,7 +133,9 @@ def test_unknown_methods_list_what_there_is() -> None:
 
 
 def test_unknown_options_list_what_there_is() -> None:
-    with pytest.raises(OptionError, match="no option 'cont'; did you mean 'count'.*options: count, rate, kind"):
+    with pytest.raises(
+        OptionError, match=r"no option 'cont'; did you mean 'count'.*options: count, rate, kind"
+    ):
         get_solver(Plugin, {"cont": 3})
     with pytest.raises(OptionError, match=r"'auto' has no option 'seed'\. Its options: none"):
         get_solver("auto", {"seed": 3})
@@ -166,7 +170,9 @@ def test_instances_and_classes_are_solvers_too() -> None:
 
 def test_what_a_solver_does_not_handle_is_refused_with_alternatives() -> None:
     problem = Problem(np.eye(3), np.ones((3, 2)), costs=[1, 2, 3], budget=4)
-    with pytest.raises(CapabilityError, match="does not handle costs with a budget; methods that do: .*random"):
+    with pytest.raises(
+        CapabilityError, match=r"does not handle costs with a budget; methods that do: .*random"
+    ):
         problem.solve(Plugin())
     unequal = Problem(np.eye(3), np.ones((3, 2)), groups=[0, 0, 1], keep=1)
     with pytest.raises(CapabilityError, match="groups of unequal size"):

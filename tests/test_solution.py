@@ -71,7 +71,13 @@ def test_verify_finds_what_is_off(solution: Solution, changes: dict[str, Any], m
 def test_to_dict_is_json_without_nan(solution: Solution) -> None:
     odd = dataclasses.replace(
         solution,
-        stats={"array": np.arange(2), "number": np.float32(1.5), "bad": math.inf, "set": {1}, "object": Status},
+        stats={
+            "array": np.arange(2),
+            "number": np.float32(1.5),
+            "bad": math.inf,
+            "set": {1},
+            "object": Status,
+        },
         trace=(TraceEntry(0.0, math.inf, -math.inf), TraceEntry(1.0, 55.0, 50.0)),
     )
     back = json.loads(json.dumps(odd.to_dict(), allow_nan=False))
@@ -97,11 +103,15 @@ def test_weights_and_support_are_read_only(solution: Solution) -> None:
 
 def test_repr_is_one_line(solution: Solution) -> None:
     text = repr(dataclasses.replace(solution, bound=50.0))
-    assert text.startswith("Solution(magnitude_refit, kept=2/4, objective=55, relative=0.1087, gap=0.091, feasible")
+    assert text.startswith(
+        "Solution(magnitude_refit, kept=2/4, objective=55, relative=0.1087, gap=0.091, feasible"
+    )
     assert "\n" not in text
 
 
-def test_plots_without_matplotlib_say_what_to_install(solution: Solution, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plots_without_matplotlib_say_what_to_install(
+    solution: Solution, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UnavailableError, match="pip install matplotlib"):
         solution.plot()
@@ -125,7 +135,11 @@ class _Axis:
 
 
 def test_plot_draws_what_is_finite(solution: Solution) -> None:
-    trace = (TraceEntry(0.0, math.inf, -math.inf), TraceEntry(1.0, 60.0, -math.inf), TraceEntry(2.0, 55.0, 50.0))
+    trace = (
+        TraceEntry(0.0, math.inf, -math.inf),
+        TraceEntry(1.0, 60.0, -math.inf),
+        TraceEntry(2.0, 55.0, 50.0),
+    )
     axis = _Axis()
     assert dataclasses.replace(solution, trace=trace).plot(axis) is axis
     assert axis.drawn == {"objective": [[1.0, 2.0], [60.0, 55.0]], "bound": [[2.0], [50.0]]}

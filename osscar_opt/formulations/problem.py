@@ -12,7 +12,6 @@ which is how values are computed: no cancellation when the loss is a tiny fracti
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -21,14 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from osscar_opt._typing import AnyArray, BoolArray, FloatArray, IntArray, read_only
+from osscar_opt._typing import BoolArray, FloatArray, IntArray, read_only
 from osscar_opt.errors import InputError
 from osscar_opt.formulations import _validate
 from osscar_opt.formulations._budgets import Budgets, checked_budgets
+from osscar_opt.formulations._digest import content_hash
 from osscar_opt.formulations.groups import Groups
 from osscar_opt.formulations.limits import Limits
 from osscar_opt.formulations.moments import fields_from_moments, keep_at_sparsity, moments
-from osscar_opt.linalg.factor import factor
+from osscar_opt.linalg.factor import factor, product
 
 if TYPE_CHECKING:
     import os
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Problem"]
 
 _COLUMNS_AT_ONCE = 512
-_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -135,14 +134,8 @@ class Problem:
     ) -> None:
         h, itemsize = _validate.matrix(gram, "gram", copy=copy)
         h = _validate.symmetric(h, itemsize, owned=copy or itemsize != 8)
-        p = len(h)
-        dense = (
-            None
-            if dense_weights is None
-            else _validate.matrix(dense_weights, "dense_weights", rows=p, copy=copy)[0]
-        )
-        g = _cross(cross, h, dense, copy=copy)
-        grouping = Groups.coerce(groups, p)
+        g, dense = _cross_and_dense(cross, dense_weights, h, copy=copy)
+        grouping = Groups.coerce(groups, len(h))
         budgets = checked_budgets(
             grouping.n,
             keep=keep,
@@ -161,9 +154,7 @@ class Problem:
             dense_is_optimal=cross is None,
             name=str(name),
             _provenance=_json(provenance),
-            _level=("base", 0.0)
-            if constant is None
-            else ("constant", _validate.scalar(constant, "constant")),
+            _level=_level(constant),
             **vars(budgets),
         )
         live = _validate.live_rows(h, g)
@@ -429,26 +420,20 @@ class Problem:
         >>> problem.hash == problem.with_keep(2).hash
         True
         """
-        digest = hashlib.sha256(b"osscar-opt problem 1\n")
-        parts: list[tuple[str, Any]] = [
-            ("gram", self.gram),
-            (
-                "cross",
-                None if self.dense_is_optimal else self.cross,
-            ),  # else derived, and BLAS may round it anew
-            ("dense_weights", self.dense_weights),
-            ("groups", self.groups.group_of_row),
-            ("costs", self.costs),
-            ("always_keep", self.always_keep),
-            ("always_remove", self.always_remove),
-            ("blocks", self.blocks),
-            ("block_keep", self.block_keep),
-            (self._level[0], np.array(self._level[1])),
-            ("budget", None if self.budget is None else np.array(self.budget)),
-        ]
-        for name, part in parts:
-            _digest_array(digest.update, name, part)
-        return digest.hexdigest()
+        derived = self.dense_is_optimal  # then cross is a product that another BLAS rounds otherwise
+        return content_hash(
+            gram=self.gram,
+            cross=None if derived else self.cross,
+            dense_weights=self.dense_weights,
+            groups=self.groups.group_of_row,
+            costs=self.costs,
+            always_keep=self.always_keep,
+            always_remove=self.always_remove,
+            blocks=self.blocks,
+            block_keep=self.block_keep,
+            **{self._level[0]: self._level[1]},
+            budget=self.budget,
+        )
 
     def objective(self, weights: Any) -> float:
         """Objective of given weights, whatever their zeros.
@@ -479,7 +464,7 @@ class Problem:
         for start in range(0, self.q, _COLUMNS_AT_ONCE):
             columns = slice(start, start + _COLUMNS_AT_ONCE)
             apart = w[:, columns] - self.optimum[:, columns]
-            excess += float(np.vdot(apart, self.gram @ apart))
+            excess += float(np.vdot(apart, product(self.gram, apart)))
         return self.base + 0.5 * max(excess, 0.0)
 
     def refit(self, support: Any) -> FloatArray:
@@ -710,17 +695,27 @@ class Problem:
         return weights
 
 
-def _cross(cross: Any, gram: FloatArray, dense: FloatArray | None, *, copy: bool) -> FloatArray:
-    if cross is None:
-        if dense is None:
+def _cross_and_dense(
+    cross: Any, dense_weights: Any, gram: FloatArray, *, copy: bool
+) -> tuple[FloatArray, FloatArray | None]:
+    p = len(gram)
+    if dense_weights is None:
+        if cross is None:
             raise InputError(
                 "pass cross (X'Y/N plus damping times the weights), or dense_weights to derive it from."
             )
-        return gram @ dense
-    g, _ = _validate.matrix(cross, "cross", rows=len(gram), copy=copy)
-    if dense is not None and dense.shape != g.shape:
+        return _validate.matrix(cross, "cross", rows=p, copy=copy)[0], None
+    dense, _ = _validate.matrix(dense_weights, "dense_weights", rows=p, copy=copy)
+    if cross is None:
+        return gram @ dense, dense
+    g, _ = _validate.matrix(cross, "cross", rows=p, copy=copy)
+    if dense.shape != g.shape:
         raise InputError(f"dense_weights have shape {dense.shape}, but cross has {g.shape}.")
-    return g
+    return g, dense
+
+
+def _level(constant: Any) -> tuple[Literal["base", "constant"], float]:
+    return ("base", 0.0) if constant is None else ("constant", _validate.scalar(constant, "constant"))
 
 
 def _json(provenance: Mapping[str, Any] | None) -> str:
@@ -733,16 +728,3 @@ def _json(provenance: Mapping[str, Any] | None) -> str:
 def _shown_limits(problem: Problem) -> list[tuple[str, float]]:
     named = list(zip(problem.limits.names, problem.limits.limit, strict=True))
     return named if len(named) <= 4 else [*named[:3], ("...", float(len(named)))]
-
-
-def _digest_array(update: Callable[[bytes], None], name: str, part: AnyArray | None) -> None:
-    """Feed name, shape and little-endian values, -0.0 as 0.0, a block of rows at a time."""
-    if part is None:
-        update(f"{name} none\n".encode())
-        return
-    kind = "<f8" if part.dtype.kind == "f" else "<i8"
-    update(f"{name} {part.shape} {kind}\n".encode())
-    rows = np.atleast_1d(part)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        block = rows[start : start + _ROWS_AT_ONCE].astype(kind)
-        update((block + 0 if kind == "<i8" else block + 0.0).tobytes())

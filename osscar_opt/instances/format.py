@@ -1,14 +1,14 @@
 """Instance files: a problem in one sealed safetensors file (``docs/instance-format.md`` is the definition).
 
-The Gram matrix is stored as its upper triangle, packed row after row, and is packed and unpacked a few rows
-at a time: saving needs no second p x p matrix, loading only the one it returns.
+The Gram matrix is stored as its upper triangle, packed row after row: beside the matrix itself, saving and
+loading hold no more than that triangle.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,7 @@ import numpy as np
 from osscar_opt._typing import AnyArray, FloatArray
 from osscar_opt.errors import FormatError, InputError
 from osscar_opt.formulations.problem import Problem
-from osscar_opt.instances.container import Entry
-from osscar_opt.instances.sealed import CHUNK_BYTES, SealedFile, Source, write_file
+from osscar_opt.instances.sealed import Entry, SealedFile, write_file
 
 __all__ = ["InstanceInfo", "instance_info", "load", "save"]
 
@@ -128,20 +127,22 @@ def save(
         raise InputError(f"dtype is 'float64' or 'float32', not {dtype!r}.")
     if any(type(k) is not int or not 0 <= k <= problem.n for k in keeps):
         raise InputError(f"keeps must be whole numbers from 0 to {problem.n}, the number of groups.")
-    arrays = {"gram": _packed(problem.gram, dtype), "group_of_row": Source.of(problem.groups.group_of_row)}
-    if problem.dense_weights is not None:
-        arrays["dense_weights"] = Source.of(problem.dense_weights, dtype)
-    if not problem.dense_is_optimal:
-        arrays["cross"] = Source.of(problem.cross, dtype)
-    for name in ("costs", "blocks", "block_keep"):
-        if (array := getattr(problem, name)) is not None:
-            arrays[name] = Source.of(array)
-    for name in ("always_keep", "always_remove"):
-        if (mask := getattr(problem, name)).any():
-            arrays[name] = Source.of(mask)
+    metadata = _metadata(problem, dtype, keeps)
     if dtype == "float32":
         _check_float32(problem)
-    write_file(path, KIND, VERSION, _metadata(problem, dtype, keeps), arrays)
+    arrays: dict[str, AnyArray] = {"gram": _packed(problem.gram, dtype)}
+    if problem.dense_weights is not None:
+        arrays["dense_weights"] = problem.dense_weights.astype(dtype, copy=False)
+    if not problem.dense_is_optimal:
+        arrays["cross"] = problem.cross.astype(dtype, copy=False)
+    arrays["group_of_row"] = problem.groups.group_of_row
+    for name in ("costs", "blocks", "block_keep"):
+        if (array := getattr(problem, name)) is not None:
+            arrays[name] = array
+    for name in ("always_keep", "always_remove"):
+        if (mask := getattr(problem, name)).any():
+            arrays[name] = mask
+    write_file(path, KIND, VERSION, metadata, arrays)
 
 
 def load(path: str | os.PathLike[str]) -> Problem:
@@ -171,22 +172,16 @@ def load(path: str | os.PathLike[str]) -> Problem:
     Traceback (most recent call last):
     osscar_opt.errors.FormatError: no/such/file.safetensors: cannot be opened (No such file or directory).
     """
-    with SealedFile.open(path, KIND, VERSION) as file:
+    with SealedFile(path, KIND, VERSION) as file:
         info = _info(file)
-        try:
-            arrays: dict[str, AnyArray] = {}
-            for name in file.entries:
-                if name == "gram":
-                    arrays[name] = _unpacked(file, info.p)
-                elif name in _ARRAYS:
-                    arrays[name] = _widened(file.read(name))
-                else:
-                    file.check(name)
-        except MemoryError as error:
-            gib = 8 * info.p**2 / 2**30
-            raise FormatError(
-                f"{file.label}: a Gram matrix of {info.p} rows takes {gib:.1f} GiB, more memory than is free."
-            ) from error
+        arrays: dict[str, AnyArray] = {}
+        for name in file.entries:
+            if name == "gram":
+                arrays[name] = _unpacked(file, info.p)
+            elif name in _ARRAYS:
+                arrays[name] = _widened(file.read(name))
+            else:
+                file.check(name)
     problem = Problem(
         arrays.pop("gram"),
         arrays.pop("cross", None),
@@ -222,7 +217,7 @@ def instance_info(path: str | os.PathLike[str]) -> InstanceInfo:
     >>> info.name, info.p, info.q, info.n, info.keep
     ('correlated', 8, 3, 4, 2)
     """
-    with SealedFile.open(path, KIND, VERSION) as file:
+    with SealedFile(path, KIND, VERSION) as file:
         return _info(file)
 
 
@@ -254,49 +249,30 @@ def _metadata(problem: Problem, dtype: str, keeps: Sequence[int]) -> dict[str, s
     return metadata
 
 
-def _packed(gram: FloatArray, dtype: str) -> Source:
-    """Hand over the upper triangle of ``gram``, row after row, a few rows at a time."""
-    p = gram.shape[0]
-    target = np.dtype(dtype).newbyteorder("<")
-
-    def chunks() -> Iterator[AnyArray]:
-        for rows in _row_blocks(p, target.itemsize):
-            packed, at = np.empty(sum(p - i for i in rows), dtype=target), 0
-            for i in rows:
-                packed[at : at + p - i] = gram[i, i:]
-                at += p - i
-            yield packed
-
-    return Source(target, (p * (p + 1) // 2,), chunks)
+def _packed(gram: FloatArray, dtype: str) -> AnyArray:
+    """Return the upper triangle, row after row."""
+    p, at = len(gram), 0
+    packed = np.empty(p * (p + 1) // 2, dtype)
+    for i in range(p):
+        packed[at : at + p - i] = gram[i, i:]
+        at += p - i
+    return packed
 
 
 def _unpacked(file: SealedFile, p: int) -> FloatArray:
-    """Return the full symmetric matrix; the lower triangle is filled block by block."""
-    gram = np.empty((p, p))
-    itemsize = 8 if file.entries["gram"].dtype == "F64" else 4
-    blocks = list(_row_blocks(p, itemsize))
-    lengths = (sum(p - i for i in rows) for rows in blocks)
-    # The pieces come first, so that zip runs them to the end, where the sum is compared.
-    for packed, rows in zip(file.chunks("gram", lengths), blocks, strict=True):
-        at = 0
-        for i in rows:
-            gram[i, i:] = packed[at : at + p - i]
-            at += p - i
-    for start in range(0, p, 512):
-        stop = min(start + 512, p)
-        square = gram[start:stop, start:stop]
-        square[:] = np.triu(square) + np.triu(square, 1).T
-        gram[stop:, start:stop] = gram[start:stop, stop:].T
+    """Return the full symmetric matrix."""
+    packed, at = file.read("gram"), 0
+    try:
+        gram = np.empty((p, p))
+    except MemoryError as error:
+        gib = 8 * p**2 / 2**30
+        raise FormatError(
+            f"{file.label}: a Gram matrix of {p} rows takes {gib:.1f} GiB, more memory than is free."
+        ) from error
+    for i in range(p):
+        gram[i, i:] = gram[i:, i] = packed[at : at + p - i]
+        at += p - i
     return gram
-
-
-def _row_blocks(p: int, itemsize: int) -> Iterator[range]:
-    """Ranges of rows whose packed parts take about CHUNK_BYTES."""
-    start = 0
-    while start < p:
-        stop = min(p, start + max(1, CHUNK_BYTES // (itemsize * (p - start))))
-        yield range(start, stop)
-        start = stop
 
 
 def _widened(array: AnyArray) -> AnyArray:

@@ -3,7 +3,6 @@
 - metadata entry ``sha256``: the sha256 of the bytes of every array;
 - metadata entry ``seal``: the sha256 of all else a reader believes (metadata, array names, types and shapes).
 
-Arrays are streamed in both directions, so that what was hashed is what was read, and no array need exist twice.
 ``docs/instance-format.md`` is the normative text.
 """
 
@@ -11,73 +10,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from io import BufferedReader
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from osscar_opt._typing import AnyArray
 from osscar_opt.errors import FormatError
-from osscar_opt.instances.container import (
-    Entry,
-    Replacing,
-    header_bytes,
-    open_regular,
-    parse_json,
-    read_header,
-)
+from osscar_opt.instances.container import open_container, replacing
 
-__all__ = ["SealedFile", "Source", "file_kind", "write_file"]
+__all__ = ["Entry", "SealedFile", "file_kind", "write_file"]
 
-CHUNK_BYTES = 1 << 22
-
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "I64": np.dtype("<i8"),
-    "BOOL": np.dtype("u1"),  # read as bytes, so that a byte other than 0 and 1 can be refused
-}
-_CODES = {np.dtype("<f8"): "F64", np.dtype("<f4"): "F32", np.dtype("<i8"): "I64", np.dtype("?"): "BOOL"}
+_CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "bool": "BOOL"}
 
 
 @dataclass(frozen=True)
-class Source:
-    """One array to be written, handed over in pieces so that it need not exist as a whole.
+class Entry:
+    """One array as the header declares it: type code and shape."""
 
-    Parameters
-    ----------
-    dtype : numpy dtype
-        Little-endian float64, float32, int64 or bool.
-    shape : tuple of int
-        The shape declared in the header.
-    chunks : callable
-        Returns a fresh iterator over contiguous pieces; called twice, once to hash and once to write.
-    """
-
-    dtype: np.dtype[Any]
+    dtype: str
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterable[AnyArray]]
-
-    @classmethod
-    def of(cls, array: AnyArray, dtype: str | None = None) -> Source:
-        """Wrap an array that exists, converted to ``dtype`` piece by piece."""
-        target = np.dtype(dtype or array.dtype).newbyteorder("<")
-
-        def chunks() -> Iterator[AnyArray]:
-            step = max(1, CHUNK_BYTES // max(1, target.itemsize * math.prod(array.shape[1:])))
-            for start in range(0, array.shape[0], step):
-                yield np.ascontiguousarray(array[start : start + step], dtype=target)
-
-        return cls(target, array.shape, chunks)
-
-    @property
-    def nbytes(self) -> int:
-        """Number of bytes of the array in the file."""
-        return self.dtype.itemsize * math.prod(self.shape)
 
 
 def write_file(
@@ -85,7 +41,7 @@ def write_file(
     kind: str,
     version: str,
     metadata: Mapping[str, str],
-    arrays: Mapping[str, Source],
+    arrays: Mapping[str, AnyArray],
 ) -> None:
     """Write a sealed file aside, flush it to disk, then put it in place of ``path`` in one step.
 
@@ -97,35 +53,29 @@ def write_file(
         Format name and ``major.minor`` version.
     metadata : mapping of str to str
         Entries beside ``format``, ``version``, ``sha256`` and ``seal``, which are added here.
-    arrays : mapping of str to Source
-        The arrays; stored widest type first, so that each is aligned.
+    arrays : mapping of str to array
+        Of float64, float32, int64 or bool.
     """
-    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
-    digests = {}
-    for name in order:
-        digest = hashlib.sha256()
-        for chunk in arrays[name].chunks():
-            digest.update(_bytes_of(chunk))
-        digests[name] = digest.hexdigest()
-    entries: dict[str, Entry] = {}
-    begin = 0
-    for name in order:
-        end = begin + arrays[name].nbytes
-        entries[name] = Entry(_CODES[arrays[name].dtype], arrays[name].shape, begin, end)
-        begin = end
-    full = {**metadata, "format": kind, "version": version, "sha256": json.dumps(digests, sort_keys=True)}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    entries = {name: Entry(_CODES[array.dtype.name], array.shape) for name, array in arrays.items()}
+    sums = json.dumps({name: _sum(array) for name, array in arrays.items()}, sort_keys=True)
+    full = {**metadata, "format": kind, "version": version, "sha256": sums}
     full["seal"] = _seal(full, entries)
-    with Replacing(path) as file:
-        file.write(header_bytes(full, entries))
-        for name in order:
-            written = sum(file.write(_bytes_of(chunk)) for chunk in arrays[name].chunks())
-            if written != arrays[name].nbytes:  # a Source whose chunks do not fill its shape is our bug
-                raise AssertionError(f"array {name!r}: {written} bytes, not {arrays[name].nbytes}")
+    with replacing(path) as aside:
+        try:
+            save_file(arrays, aside, full)
+        except SafetensorError as error:
+            raise OSError(f"{os.fspath(path)}: cannot be written ({error}).") from error
 
 
-@dataclass
 class SealedFile:
-    """An open sealed file whose header has been checked; arrays are checked as they are read.
+    """An open sealed file, for use in a ``with`` statement; arrays are checked as they are read.
+
+    Parameters
+    ----------
+    path : path-like
+    kind, version : str
+        The format, and a version whose major number is the one that can be read.
 
     Attributes
     ----------
@@ -137,121 +87,83 @@ class SealedFile:
         The arrays the header declares.
     minor : int
         Minor version of the file.
+
+    Raises
+    ------
+    FormatError
+        One sentence on the first thing that is wrong.
     """
 
-    label: str
-    metadata: dict[str, str]
-    entries: dict[str, Entry]
-    minor: int
-    _file: BufferedReader = field(repr=False)
-    _start: int = field(repr=False)
-    _digests: dict[str, str] = field(repr=False)
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], kind: str, version: str) -> SealedFile:
-        """Open ``path``, for use in a ``with`` statement, and check everything but the bytes of the arrays.
-
-        Raises
-        ------
-        FormatError
-            One sentence on the first thing that is wrong.
-        """
-        label = os.fspath(path)
-        file = open_regular(path)
-        try:
-            metadata, entries, start = read_header(label, file)
-            minor = _check_version(label, metadata, kind, version)
-            _check_seal(label, metadata, entries)
-            digests = parse_json(label, metadata, "sha256")
-            if not isinstance(digests, dict) or set(digests) != set(entries):
-                raise FormatError(
-                    f"{label}: the sha256 sums are not those of exactly the arrays of the file."
-                )
-        except BaseException:
-            file.close()
-            raise
-        return cls(label, metadata, entries, minor, file, start, digests)
+    def __init__(self, path: str | os.PathLike[str], kind: str, version: str) -> None:
+        self.label = os.fspath(path)
+        self._file = open_container(path)
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+        slices = {name: self._file.get_slice(name) for name in self._file.offset_keys()}
+        self.entries = {name: Entry(s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+        self.minor = self._check_version(kind, version)
+        if self.metadata.get("seal") != _seal(self.metadata, self.entries):
+            raise self._error("the header does not match its seal: the file was damaged or edited.")
+        self._sums = self.json("sha256")
+        if not isinstance(self._sums, dict) or set(self._sums) != set(self.entries):
+            raise self._error("the sha256 sums are not those of exactly the arrays of the file.")
 
     def __enter__(self) -> SealedFile:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._file.close()
-
-    def chunks(
-        self, name: str, items: Iterable[int] | None = None, *, finite: bool = True
-    ) -> Iterator[AnyArray]:
-        """Yield the array ``name`` as flat pieces and check finiteness, 0/1 bytes and, at the end, the hash.
-
-        Parameters
-        ----------
-        name : str
-            An array of :attr:`entries` of type F64, F32, I64 or BOOL.
-        items : iterable of int, optional
-            Number of items of each piece; must add up to the size of the array.  Each piece is a view of
-            one buffer that the next piece overwrites.
-        finite : bool
-            Whether NaN and infinite values are refused.
-        """
-        entry = self.entries[name]
-        dtype = _DTYPES[entry.dtype]
-        total = (entry.end - entry.begin) // dtype.itemsize
-        digest = hashlib.sha256()
-        buffer = np.empty(0, dtype=dtype)
-        self._file.seek(self._start + entry.begin)
-        for count in items if items is not None else _even(total, CHUNK_BYTES // dtype.itemsize):
-            if count > buffer.size:
-                buffer = np.empty(count, dtype=dtype)
-            piece = buffer[:count]
-            self._fill(_bytes_of(piece))
-            digest.update(_bytes_of(piece))
-            if finite and entry.dtype in ("F64", "F32") and not np.isfinite(piece).all():
-                raise FormatError(f"{self.label}: array {name!r} holds NaN or infinite values.")
-            if entry.dtype == "BOOL" and piece.size and piece.max() > 1:
-                raise FormatError(f"{self.label}: mask {name!r} holds bytes other than 0 and 1.")
-            yield piece
-        self._compare(name, digest.hexdigest())
+        self._file.__exit__(*exc)
 
     def read(self, name: str, *, finite: bool = True) -> AnyArray:
-        """Return the whole array in native byte order: float64, float32, int64 or bool."""
-        entry = self.entries[name]
-        dtype = _DTYPES[entry.dtype]
-        flat = np.empty(math.prod(entry.shape), dtype=dtype.newbyteorder("="))
-        at = 0
-        for piece in self.chunks(name, finite=finite):
-            flat[at : at + piece.size] = piece
-            at += piece.size
-        array = flat.view(np.bool_) if entry.dtype == "BOOL" else flat
-        return array.reshape(entry.shape)
+        """Return an array of type F64, F32, I64 or BOOL.
+
+        Its sum is checked, that masks hold 0 and 1, and, if ``finite``, that there is no NaN or infinite value.
+        """
+        try:
+            array: AnyArray = self._file.get_tensor(name)
+        except SafetensorError as error:
+            raise self._error("the file changed while it was read.") from error
+        except MemoryError as error:
+            raise self._error(f"array {name!r} takes more memory than is free.") from error
+        except ValueError as error:
+            raise self._error(f"array {name!r} has a shape that numpy cannot hold.") from error
+        if self._sums[name] != _sum(array):
+            raise self._error(f"array {name!r} does not match its sha256, so the file was damaged or edited.")
+        if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise self._error(f"array {name!r} holds NaN or infinite values.")
+        if array.dtype == np.bool_ and (array.view(np.uint8) > 1).any():
+            raise self._error(f"mask {name!r} holds bytes other than 0 and 1.")
+        return array
 
     def check(self, name: str) -> None:
-        """Check the hash of an array that is not going to be used."""
-        entry = self.entries[name]
-        digest = hashlib.sha256()
-        self._file.seek(self._start + entry.begin)
-        for count in _even(entry.end - entry.begin, CHUNK_BYTES):
-            piece = bytearray(count)
-            self._fill(memoryview(piece))
-            digest.update(piece)
-        self._compare(name, digest.hexdigest())
+        """Check the sum of an array that is not going to be used, if it is of a type the format knows."""
+        if self.entries[name].dtype in _CODES.values():
+            self.read(name, finite=False)
 
     def json(self, key: str) -> Any:
         """Return the metadata entry ``key`` parsed as JSON; a missing one is an error."""
-        return parse_json(self.label, self.metadata, key)
+        if key not in self.metadata:
+            raise self._error(f"the metadata entry {key!r} is missing.")
+        try:
+            return _strict_json(self.metadata[key])
+        except (ValueError, RecursionError) as error:
+            raise self._error(f"the metadata entry {key!r} is not valid JSON.") from error
 
-    def _fill(self, view: memoryview) -> None:
-        done = 0
-        while done < len(view):
-            got = self._file.readinto(view[done:])
-            if not got:
-                raise FormatError(f"{self.label}: the file shrank while it was read.")
-            done += got
+    def _check_version(self, kind: str, version: str) -> int:
+        """Refuse other formats and other major versions; return the minor version."""
+        found = self.metadata.get("format")
+        if found != kind:
+            what = "says nothing of its format" if found is None else f"is of format {found[:60]!r}"
+            raise self._error(f"the file {what}, and {kind!r} is needed.")
+        text = self.metadata.get("version", "")
+        major, _, minor = text.partition(".")
+        if not all(part.isascii() and part.isdigit() and len(part) <= 6 for part in (major, minor)):
+            raise self._error(f"the version {text[:20]!r} is not of the form major.minor.")
+        if major != version.partition(".")[0]:
+            raise self._error(f"the file is of version {text}, and this osscar-opt reads {version}.")
+        return int(minor)
 
-    def _compare(self, name: str, found: str) -> None:
-        if self._digests[name] != found:
-            raise FormatError(
-                f"{self.label}: array {name!r} does not match its sha256, so the file was damaged or edited."
-            )
+    def _error(self, sentence: str) -> FormatError:
+        return FormatError(f"{self.label}: {sentence}")
 
 
 def file_kind(path: str | os.PathLike[str]) -> str:
@@ -280,41 +192,18 @@ def file_kind(path: str | os.PathLike[str]) -> str:
     >>> file_kind(path)
     'instance'
     """
-    label = os.fspath(path)
-    with open_regular(path) as file:
-        metadata, _, _ = read_header(label, file)
+    with open_container(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
     family, _, kind = metadata.get("format", "").partition("/")
     if family != "osscar-opt" or kind not in ("instance", "solution"):
-        raise FormatError(f"{label}: neither an instance nor a solution of osscar-opt.")
+        raise FormatError(f"{os.fspath(path)}: neither an instance nor a solution of osscar-opt.")
     return kind
 
 
-def _check_version(label: str, metadata: Mapping[str, str], kind: str, version: str) -> int:
-    """Refuse other formats and other major versions; return the minor version."""
-    found = metadata.get("format")
-    if found != kind:
-        what = "says nothing of its format" if found is None else f"is of format {found[:60]!r}"
-        raise FormatError(f"{label}: the file {what}, and {kind!r} is needed.")
-    text = metadata.get("version", "")
-    major, dot, minor = text.partition(".")
-    if not (dot and _plain_number(major) and _plain_number(minor)):
-        raise FormatError(f"{label}: the version {text[:20]!r} is not of the form major.minor.")
-    if major != version.partition(".")[0]:
-        raise FormatError(f"{label}: the file is of version {text}, and this osscar-opt reads {version}.")
-    return int(minor)
-
-
-def _plain_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 6
-
-
-def _check_seal(label: str, metadata: Mapping[str, str], entries: Mapping[str, Entry]) -> None:
-    try:
-        expected = _seal(metadata, entries)
-    except UnicodeEncodeError as error:
-        raise FormatError(f"{label}: the header holds text that is not Unicode.") from error
-    if metadata.get("seal") != expected:
-        raise FormatError(f"{label}: the header does not match its seal: the file was damaged or edited.")
+def _sum(array: AnyArray) -> str:
+    """Return the sha256 of the bytes of an array as they are in a file."""
+    stored = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return hashlib.sha256(stored.data).hexdigest()
 
 
 def _seal(metadata: Mapping[str, str], entries: Mapping[str, Entry]) -> str:
@@ -322,19 +211,19 @@ def _seal(metadata: Mapping[str, str], entries: Mapping[str, Entry]) -> str:
     texts = [text for key in sorted(metadata) if key != "seal" for text in (key, metadata[key])]
     for name in sorted(entries):
         texts += [name, entries[name].dtype, "x".join(map(str, entries[name].shape))]
-    digest = hashlib.sha256()
-    for text in texts:
-        raw = text.encode("utf-8")
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-    return digest.hexdigest()
+    encoded = [text.encode("utf-8") for text in texts]
+    return hashlib.sha256(b"".join(len(raw).to_bytes(8, "little") + raw for raw in encoded)).hexdigest()
 
 
-def _bytes_of(chunk: AnyArray) -> memoryview:
-    """Return the bytes of a contiguous array without a copy (an empty one has none to view)."""
-    return chunk.reshape(-1).view(np.uint8).data if chunk.size else memoryview(b"")
+def _strict_json(text: str) -> Any:
+    """Parse JSON that has no key twice and no NaN."""
 
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is not JSON")
 
-def _even(total: int, step: int) -> Iterator[int]:
-    """Split ``total`` into pieces of at most ``step``."""
-    for start in range(0, total, step):
-        yield min(step, total - start)
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return found
+
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)

@@ -19,7 +19,7 @@ from osscar_opt.errors import FormatError
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import BoundKind, Solution, Status, Termination, TraceEntry
 from osscar_opt.instances.format import checked_sizes, load
-from osscar_opt.instances.sealed import SealedFile, Source, write_file
+from osscar_opt.instances.sealed import SealedFile, write_file
 
 __all__ = ["SolutionInfo", "load_solution", "save_solution", "solution_info"]
 
@@ -100,9 +100,9 @@ def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
     rows = [(entry.time, entry.objective, entry.bound) for entry in solution.trace]
     trace = np.array(rows, dtype=np.float64).reshape(-1, 3)
     arrays = {
-        "support": Source.of(np.asarray(solution.support)),
-        "weights": Source.of(solution.weights, "float64"),
-        "trace": Source.of(trace),
+        "support": np.asarray(solution.support),
+        "weights": np.asarray(solution.weights, dtype=np.float64),
+        "trace": trace,
     }
     result = {
         name: _plain(getattr(solution, name)) for name in (*_TEXTS, *_NUMBERS, *_MAPPINGS, *_ENUMS, *_DERIVED)
@@ -150,7 +150,7 @@ def load_solution(path: str | os.PathLike[str], problem: Problem | str | os.Path
     Traceback (most recent call last):
     osscar_opt.errors.FormatError: no/such/file.safetensors: cannot be opened (No such file or directory).
     """
-    with SealedFile.open(path, KIND, VERSION) as file:
+    with SealedFile(path, KIND, VERSION) as file:
         info = _info(file)
         support, weights = file.read("support"), file.read("weights")
         trace = file.read("trace", finite=False)
@@ -193,7 +193,7 @@ def solution_info(path: str | os.PathLike[str]) -> SolutionInfo:
     >>> info.name, info.keep, info.result["method"]
     ('correlated', 3, 'magnitude')
     """
-    with SealedFile.open(path, KIND, VERSION) as file:
+    with SealedFile(path, KIND, VERSION) as file:
         return _info(file)
 
 

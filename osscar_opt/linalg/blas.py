@@ -73,6 +73,21 @@ def update(c: FloatArray, a: FloatArray, b: FloatArray, alpha: float) -> None:
     if m == 0 or n == 0 or k == 0:
         return
     kind, scalar = _letter(c, a, b)
+    if n == 1:  # a matrix-vector product: gemm is slow to start on one column
+        _routine(kind + "gemv")(
+            _flag("N"),
+            _int(m),
+            _int(k),
+            ctypes.byref(scalar(alpha)),
+            a.ctypes.data,
+            _leading(a),
+            b.ctypes.data,
+            _int(max(1, b.strides[1] // b.itemsize)),
+            ctypes.byref(scalar(1.0)),
+            c.ctypes.data,
+            _int(1),
+        )
+        return
     _routine(kind + "gemm")(
         _flag("N"),
         _flag("T"),

@@ -13,6 +13,7 @@ import numpy as np
 
 from osscar_opt._typing import FloatArray, IntArray
 from osscar_opt.linalg import blas
+from osscar_opt.linalg.factor import product
 
 _PANEL = 64
 
@@ -140,7 +141,7 @@ class NumpyKernels:
         blas.solve_lower(lower, f[:kept], transpose=False)
         explained = 0.5 * float(np.einsum("ij,ij->", f[:kept], f[:kept], dtype=np.float64))
         if f.shape[0] > kept:
-            f[kept:] -= below @ f[:kept]
+            f[kept:] -= product(below, f[:kept])
         blas.solve_lower(lower, f[:kept], transpose=True)
         blas.solve_lower(lower, below, transpose=False, right=True)
         blas.inverse_from_cholesky_lower(lower)

@@ -194,7 +194,8 @@ class Tableau:
         largest = max((segment.size for segment in self._segments), default=1)
         width = max(self._panel_option or min(96, max(4, p // 16)), largest)
         self._width, self._fill = width, 0
-        self._u, self._v, self._y = (self._kernels.empty(p, width) for _ in range(3))
+        self._u, self._vy = self._kernels.empty(p, width), self._kernels.empty(p, 2 * width)
+        self._partner = np.arange(2 * width) ^ 1  # V in the even columns, Y in the odd
         self._signs = np.zeros(width)
 
     def _locate(self) -> None:
@@ -217,6 +218,14 @@ class Tableau:
         return blocks
 
     # --------------------------------------------------------------- reading
+
+    def cheapest(self) -> int:
+        """The group that is best to move next in a one-sided tableau: least loss, or most gain."""
+        if len(self._segments) == 1 and self._segments[0].size == 1:
+            segment = self._segments[0]
+            t, n = (blocks[segment.first :, 0, 0] for blocks in (self._diagonal_t[0], self._diagonal_n[0]))
+            return int(segment.groups[segment.first + int((n / t).argmax())])  # N / T < 0 inside the support
+        return int(self.losses().argmin() if self.side == "kept" else self.gains().argmax())
 
     def losses(self) -> FloatArray:
         """(n,) rise of the objective when one kept group is removed and the rest refitted; inf outside."""
@@ -253,16 +262,12 @@ class Tableau:
         t = self._kernels.columns(self._t[o:, o:], rows.start, rows.stop)
         n = self._kernels.columns(self._n[o:, o:], rows.start, rows.stop)
         if c:
-            u, v, y = self._u[o:, :c], self._v[o:, :c], self._y[o:, :c]
-            t -= u @ (u[rows] * self._panel_signs()).T
-            n -= v @ y[rows].T
-            n -= y @ v[rows].T
+            u, vy = self._u[o:, :c], self._vy[o:, : 2 * c]
+            sign = {"kept": -1.0, "removed": 1.0, "both": 1.0}[self.side]
+            row = u[rows] * self._kernels.asarray(self._signs[None, :c]) if self.side == "both" else u[rows]
+            self._kernels.update(t, u, row, -sign)
+            self._kernels.update(n, vy, vy[rows][:, self._partner[: 2 * c]], -1.0)  # V Y_g' + Y V_g'
         return t, n
-
-    def _panel_signs(self) -> Array:
-        if self.side != "both":
-            return -1.0 if self.side == "kept" else 1.0
-        return self._kernels.asarray(self._signs[: self._fill])
 
     # --------------------------------------------------------------- pivoting
 
@@ -280,21 +285,19 @@ class Tableau:
         index, slot = int(self._segment_of[group]), int(self._slot_of[group])
         rows = self._rows(group)
         t, n = self._column(group)
-        block, corner = t[rows], n[rows]
+        corner = n[rows] * 1.0
         sign = -1.0 if leaving else 1.0  # of the block: -A_gg inside the support, a Schur complement outside
-        whitener = self._kernels.whitener((0.5 * sign) * (block + block.T))
+        whitener = self._kernels.whitener(sign * t[rows])
         inverse = sign * (whitener.T @ whitener)
         change = -0.5 * float((inverse * corner).sum())
         y = n - _times(t, _times(inverse, 0.5 * corner))
         if self.side == "both":
             self._restart_group(rows, t, y, inverse, corner, sign)
         u = _times(t, whitener.T)
-        v = sign * _times(u, whitener)
+        v = _times(t, inverse)
         self._append(u, v, y, sign)
         self._update_diagonals(v, t, y)
-        self._diagonal_t[index][slot] = -inverse
-        self._diagonal_n[index][slot] = inverse @ corner @ inverse
-        self._largest[index][slot] = abs(self._kernels.numpy(_flat_diagonal(-inverse[None]))[0])
+        self._close_group(index, slot, inverse, corner, sign)
         self.support[group] = not leaving
         self.change += change
         self.pivots += 1
@@ -312,17 +315,28 @@ class Tableau:
         zero[...] = 0.0
         for matrix in (self._t, self._n):
             self._kernels.set_columns(matrix, rows.start, rows.stop, zero)
-        for panel in (self._u, self._v, self._y):
-            panel[rows, : self._fill] = 0.0
+        for panel in (self._u, self._vy):
+            panel[rows, :] = 0.0
         t[rows] = zero[rows]
         for i in range(rows.stop - rows.start):
             t[rows.start + i, i] = -sign
         y[rows] = 0.5 * sign * (inverse @ corner)
 
+    def _close_group(self, index: int, slot: int, inverse: Array, corner: Array, sign: float) -> None:
+        """Set the group's own diagonal blocks; in one-sided use to what makes it the last choice from now on."""
+        if self.side == "both":
+            self._diagonal_t[index][slot] = -inverse
+            self._diagonal_n[index][slot] = inverse @ corner @ inverse
+            self._largest[index][slot] = abs(self._kernels.numpy(_flat_diagonal(-inverse[None]))[0])
+        else:
+            self._diagonal_t[index][slot] = self._kernels.asarray(sign * np.eye(len(corner)))
+            self._diagonal_n[index][slot] = -sign * np.inf if len(corner) == 1 else 0.0
+
     def _append(self, u: Array, v: Array, y: Array, sign: float) -> None:
         target = slice(self._fill, self._fill + v.shape[1])
-        for panel, columns in ((self._u, u), (self._v, v), (self._y, y)):
-            panel[self._origin :, target] = columns
+        self._u[self._origin :, target] = u
+        self._vy[self._origin :, 2 * target.start : 2 * target.stop : 2] = v
+        self._vy[self._origin :, 2 * target.start + 1 : 2 * target.stop : 2] = y
         self._signs[target] = sign
         self._fill = target.stop
 
@@ -361,7 +375,7 @@ class Tableau:
                     self._kernels.square_update(self._t[a, a], u[a], -sign)
                 else:
                     self._kernels.update(self._t[a, b], u[a], u[b], -sign)
-        v, y = self._v[:, : self._fill], self._y[:, : self._fill]
+        v, y = self._vy[:, : 2 * self._fill : 2], self._vy[:, 1 : 2 * self._fill : 2]
         for a, b in self._pairs(spans):
             if a == b:
                 self._kernels.symmetric_update(self._n[a, a], v[a], y[a], -1.0)
@@ -415,7 +429,7 @@ class Tableau:
                 place = slice(target.start - self._origin, target.stop - self._origin)
                 column[place] = column[source.start - self._origin : source.stop - self._origin]
                 self._kernels.set_columns(active, place.start, place.stop, column)
-            for array in (self._u, self._v, self._y, self._order):
+            for array in (self._u, self._vy, self._order):
                 array[target] = array[source]
             for blocks in (self._diagonal_t[index], self._diagonal_n[index], self._largest[index]):
                 blocks[hole] = blocks[mover]

@@ -95,10 +95,7 @@ def judge(evidence: Evidence, tolerance: float) -> Verdict:
     best = None if proposal is None else _score_proposal(evidence, proposal, findings)
     best = _best_of(evidence.problem, best, _claims(evidence))
     if best is None:
-        if evidence.stopped is None:
-            raise _hopeless(evidence, failure) from evidence.error
-        findings.append("no solution was reported in time, so groups were ranked by their diagonal terms")
-        best = _scored(evidence.problem, ranked_support(evidence.problem, diagonal_scores(evidence.problem)))
+        best = _last_resort(evidence, failure, findings)
     elif failure:
         findings.append(f"method {evidence.method!r} {failure}; the best solution known before is returned")
     bound, kind = _accepted_bound(evidence, best.objective, tolerance, findings)
@@ -208,6 +205,17 @@ def _best_of(problem: Problem, best: _Scored | None, claims: Iterable[Incumbent]
     return best
 
 
+def _last_resort(evidence: Evidence, failure: str, findings: list[str]) -> _Scored:
+    """A support ranked by cheap scores if the solver was told to stop; if it was not, its failure is an error."""
+    said = f"method {evidence.method!r} {failure}" if failure else "no solution was reported in time"
+    if evidence.stopped is None:
+        if isinstance(evidence.error, OsscarError):
+            raise evidence.error
+        raise SolverError(f"{said}, and no other solution is known.") from evidence.error
+    findings.append(f"{said}, so groups were ranked by their diagonal terms")
+    return _scored(evidence.problem, ranked_support(evidence.problem, diagonal_scores(evidence.problem)))
+
+
 def _scored(problem: Problem, support: BoolArray, weights: FloatArray | None = None) -> _Scored:
     used = problem.refit(support) if weights is None else weights
     support.setflags(write=False)
@@ -248,12 +256,6 @@ def _termination(evidence: Evidence, proposal: Proposal | None, closed: bool) ->
     if proposal.termination is Termination.COMPLETED and evidence.stopped is not None and not closed:
         return evidence.stopped  # it was told to stop and does not say that it did
     return proposal.termination
-
-
-def _hopeless(evidence: Evidence, failure: str) -> OsscarError:
-    if isinstance(evidence.error, OsscarError):
-        return evidence.error
-    return SolverError(f"method {evidence.method!r} {failure}, and no other solution is known.")
 
 
 def _stats(

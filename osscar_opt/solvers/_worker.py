@@ -8,15 +8,15 @@ import contextvars
 import ctypes
 import threading
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from osscar_opt.formulations.solution import Termination
 from osscar_opt.solvers.base import Abandoned, Deadline
 
 __all__ = ["Worker", "abandoned_threads_run", "attend", "one_blas_thread"]
 
-_abandoned: list[threading.Thread] = []
-"""Threads that had not ended when they were abandoned."""
+_abandoned: list[Worker[Any]] = []
+"""Workers that had not ended when they were abandoned."""
 
 _POLL = 0.05
 _PATIENCE_AFTER_INTERRUPT = 1.0
@@ -43,6 +43,9 @@ class Worker(Generic[T]):
         self._task = task
         self._lock = threading.Lock()
         self._over = False
+        self._ended = (
+            threading.Event()
+        )  # Thread.join, once interrupted, takes a running thread for ended (Python 3.11)
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name="osscar-opt solver", daemon=True)
         self._thread.start()
@@ -55,8 +58,7 @@ class Worker(Generic[T]):
         >>> Worker(lambda: None).finished(within=10.0)
         True
         """
-        self._thread.join(max(0.0, within))
-        return not self._thread.is_alive()
+        return self._ended.wait(within)
 
     def abandon(self) -> None:
         """Raise `Abandoned` in the thread and wait a moment; what sits in C code ends when it comes back, or never.
@@ -78,7 +80,7 @@ class Worker(Generic[T]):
                 )
             if self.finished(within=_FAREWELL):
                 return
-        _abandoned.append(self._thread)
+        _abandoned.append(self)
 
     def _run(self) -> None:
         try:
@@ -90,6 +92,8 @@ class Worker(Generic[T]):
                 self._over = True  # from here on `abandon` no longer raises anything in this thread
         except Abandoned:
             pass
+        finally:
+            self._ended.set()
 
 
 def attend(
@@ -139,7 +143,7 @@ def abandoned_threads_run() -> bool:
     >>> abandoned_threads_run()
     False
     """
-    _abandoned[:] = [thread for thread in _abandoned if thread.is_alive()]
+    _abandoned[:] = [worker for worker in _abandoned if not worker.finished()]
     return bool(_abandoned)
 
 
@@ -157,8 +161,8 @@ def _leave_before_destructors() -> None:
         libc.fflush(None)
         libc.on_exit(libc._exit, None)  # handlers are given the exit status as first argument
         return
-    for thread in _abandoned:
-        thread.join(_PATIENCE_AT_EXIT)
+    for worker in _abandoned:
+        worker.finished(within=_PATIENCE_AT_EXIT)
 
 
 @contextlib.contextmanager

@@ -76,7 +76,8 @@ class Exhaustive(Solver):
         total = count_supports(problem)
         if total > self.max_supports:
             raise CapabilityError(
-                f"there are more than 10^{len(str(total)) - 1} supports to enumerate, and max_supports = {self.max_supports}; "
+                f"there are more than 10^{len(str(total)) - 1} supports to enumerate, and max_supports is "
+                f"{self.max_supports}; "
                 "use method='search' for a good one, or raise max_supports."
             )
         keep = problem.limits.cardinality
@@ -85,7 +86,7 @@ class Exhaustive(Solver):
         done = 0
         for moved, change in _enumerate(problem, leaving):
             supports = ~moved if leaving else moved
-            best.offer(supports, change + (problem.dense_objective if leaving else problem.constant))
+            best.offer(supports, change + (problem.base if leaving else problem.constant))
             done += len(change)
             report.progress(done, total, "supports")
             if deadline.expired():

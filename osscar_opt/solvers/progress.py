@@ -118,7 +118,7 @@ class _Line:
             BarColumn(bar_width=20),
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=Console(stderr=True, force_terminal=True),  # whether to draw was decided before
             transient=True,
         )
         self._task = self._progress.add_task(title, total=None, state="")

@@ -116,8 +116,9 @@ def solve(
     reductions = _reductions(solver, presolve)
     _require_capable(solver, posed, reductions)
     _require_sane(tolerance, time_limit, isolation)
-    deadline, grace = _time_allowed(posed, time_limit, began)
-    search = _Search(posed, solver, reductions, _known(posed, start), deadline, isolation)
+    known = _known(posed, start)
+    deadline, grace = _time_allowed(posed, time_limit, began, refits=1 if known is None else 2)
+    search = _Search(posed, solver, reductions, known, deadline, isolation)
     watcher = Watcher(solver.name, deadline, on_event, progress)
     evidence = _run(search, watcher, grace)
     searched = time.monotonic() - search.began
@@ -268,11 +269,13 @@ def _known(problem: Problem, start: Any) -> BoolArray | None:
     return support
 
 
-def _time_allowed(problem: Problem, time_limit: float | None, began: float) -> tuple[Deadline, float]:
-    """The solver's deadline, early enough for the final refit, and the grace after it."""
+def _time_allowed(
+    problem: Problem, time_limit: float | None, began: float, refits: int
+) -> tuple[Deadline, float]:
+    """The solver's deadline, early enough for the final refits, and the grace after it."""
     if time_limit is None:
         return Deadline(), math.inf
-    reserve = min(_refit_seconds(problem), 0.5 * time_limit)
+    reserve = min(refits * _refit_seconds(problem), 0.5 * time_limit)
     return Deadline(began + time_limit - reserve), 0.025 * time_limit + 0.25
 
 

@@ -35,8 +35,8 @@ class Search(Solver):
     ----------
     patience : int
         Kicks in a row that may fail before the search ends.
-    restarts : bool
-        Whether one kick in three starts anew; of use on small problems.
+    restart_up_to : int
+        One kick in three starts anew if there are at most so many groups; with more, it is a waste of time.
     seed : int
         Seed of ``numpy.random.default_rng``; the same seed gives the same answer where time does not end the search.
     device : str
@@ -54,7 +54,7 @@ class Search(Solver):
 
     name: ClassVar[str] = "search"
     patience: int = 30
-    restarts: bool = True
+    restart_up_to: int = 128
     seed: int = 0
     device: str = "cpu"
     precision: str = "float64"
@@ -96,7 +96,7 @@ class Search(Solver):
         kept = rng.permutation(np.flatnonzero(walk.support & walk.movable))
         removed = rng.permutation(np.flatnonzero(~walk.support & walk.movable))
         size = min(size, len(kept), len(removed))
-        style = turn % (3 if self.restarts else 2)
+        style = turn % (3 if walk.problem.n <= self.restart_up_to else 2)
         if style == 0:
             for group in kept[:size]:
                 walk.tableau.pivot(int(group))

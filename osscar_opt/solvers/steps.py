@@ -91,29 +91,40 @@ def backward(
     (array([0, 2]), True)
     """
     removed: list[int] = []
-    in_time = True
     keep = problem.limits.cardinality
-    while True:
-        if keep is not None:  # every group mends the same share
-            excess = int(tableau.support.sum()) - keep
-            if excess <= 0:
-                break
-            ratios = tableau.losses()
-        else:
-            shares = removal_shares(problem.limits, tableau.support)
-            if not shares.any():
-                break
-            excess = len(shares)
-            ratios = np.divide(tableau.losses(), shares, out=np.full(len(shares), np.inf), where=shares > 0)
-        ratios[problem.always_keep] = np.inf
+    in_time = True
+    while excess := _excess(problem, tableau.support):
         in_time = in_time and not deadline.expired()
-        for group in _smallest(ratios, min(stage, excess) if in_time else excess):
-            if keep is None and problem.limits.feasible(tableau.support):
+        count = min(stage, excess) if in_time else excess
+        if count == 1 and keep is not None and not problem.always_keep.any():
+            batch = [tableau.cheapest()]
+        else:
+            batch = _smallest(_removal_ratios(problem, tableau), count).tolist()
+        for group in batch:
+            tableau.pivot(group)
+            removed.append(group)
+            if keep is None and not _excess(problem, tableau.support):
                 break
-            tableau.pivot(int(group))
-            removed.append(int(group))
-        report.progress(len(removed), None if keep is None else len(removed) + excess, "groups removed")
+        report.progress(len(removed), None if keep is None else problem.n - keep, "groups removed")
     return np.array(removed, dtype=np.int64), in_time
+
+
+def _excess(problem: Problem, support: BoolArray) -> int:
+    """Most groups that can still have to leave; zero if every limit holds."""
+    keep = problem.limits.cardinality
+    if keep is not None:
+        return max(0, int(np.count_nonzero(support)) - keep)
+    return 0 if problem.limits.feasible(support) else int(np.count_nonzero(support))
+
+
+def _removal_ratios(problem: Problem, tableau: Tableau) -> FloatArray:
+    """(n,) loss per share of the excess mended; inf for groups that must stay or do not help."""
+    ratios = tableau.losses()
+    if problem.limits.cardinality is None:
+        shares = removal_shares(problem.limits, tableau.support)
+        ratios = np.divide(ratios, shares, out=np.full(len(shares), np.inf), where=shares > 0)
+    ratios[problem.always_keep] = np.inf
+    return ratios
 
 
 def best_addition(problem: Problem, tableau: Tableau, forbidden: BoolArray | None = None) -> int | None:
@@ -203,7 +214,7 @@ def backward_selection(
     """
     tableau = open_tableau(problem, ~problem.always_remove, "kept", kernels=kernels)
     removed, in_time = backward(problem, tableau, deadline=deadline, report=report, stage=stage)
-    value = None if problem.always_remove.any() else problem.dense_objective + tableau.change
+    value = None if problem.always_remove.any() else problem.base + tableau.change
     stats = {"removals": len(removed), "factorizations": tableau.factorizations, "drift": tableau.drift}
     report.incumbent(tableau.support, value)
     return Selected(tableau.support, value, in_time, stats)
