@@ -40,7 +40,9 @@ def generated(p: int, q: int, seed: int = 0) -> Problem:
     shared = rng.normal(size=(p // 8, p))
     inputs = rng.normal(size=(4 * p, p // 8)) @ shared / np.sqrt(p // 8) + rng.normal(size=(4 * p, p))
     inputs *= rng.lognormal(sigma=0.7, size=p)
-    return Problem.from_data(inputs, rng.normal(size=(p, q)) / np.sqrt(p), damping=1e-2, name=f"generated-{p}x{q}")
+    return Problem.from_data(
+        inputs, rng.normal(size=(p, q)) / np.sqrt(p), damping=1e-2, name=f"generated-{p}x{q}"
+    )
 
 
 def unit(gram: np.ndarray, repeats: int = 7) -> float:
@@ -59,7 +61,9 @@ def official_methods(checkout: Path) -> dict[str, Callable[[Problem, int], np.nd
     """The published functions as support -> mask, by name. num_sp is their word for the number kept."""
     spec = importlib.util.spec_from_file_location("prune_algo", checkout / "prune_algo.py")
     if spec is None or spec.loader is None or not (checkout / "prune_algo.py").is_file():
-        raise SystemExit(f"{checkout} holds no prune_algo.py; give a checkout of github.com/mazumder-lab/OSSCAR.")
+        raise SystemExit(
+            f"{checkout} holds no prune_algo.py; give a checkout of github.com/mazumder-lab/OSSCAR."
+        )
     code = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(code)
 
@@ -106,7 +110,12 @@ def measure(problem: Problem, keep: int, official: Path | None, repeats: int) ->
         "keep": keep,
         "unit_seconds": inverse,
         "rows": [
-            {"method": name, "objective": value, "search_units": search / inverse, "total_units": total / inverse}
+            {
+                "method": name,
+                "objective": value,
+                "search_units": search / inverse,
+                "total_units": total / inverse,
+            }
             for name, value, search, total in rows
         ],
     }
@@ -114,8 +123,9 @@ def measure(problem: Problem, keep: int, official: Path | None, repeats: int) ->
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        f"{result['instance']}: p = {result['p']}, q = {result['q']}, n = {result['n']}, keep {result['keep']}; "
-        f"one inverse took {result['unit_seconds']:.3f} s",
+        "{instance}: p = {p}, q = {q}, n = {n}, keep {keep}; one inverse took {unit_seconds:.3f} s".format(
+            **result
+        ),
         "",
         "| method | objective | search, inverses | with refit and check, inverses |",
         "| --- | ---: | ---: | ---: |",
@@ -128,9 +138,13 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="*", default=[], help="p of generated layers, q = 3 p / 8")
-    parser.add_argument("--instance", type=Path, nargs="*", default=[], help="instance files, as `extract` writes")
+    parser.add_argument(
+        "--instance", type=Path, nargs="*", default=[], help="instance files, as `extract` writes"
+    )
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--official", type=Path, help="checkout of the official OSSCAR repository")
     parser.add_argument("--threads", type=int, default=1, help="for BLAS and torch alike")

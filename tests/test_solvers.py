@@ -75,7 +75,9 @@ def plain_value(problem, support):
     if not rows.any():
         return problem.constant
     cross = problem.cross[rows]
-    return problem.constant - 0.5 * float(np.trace(cross.T @ np.linalg.solve(problem.gram[np.ix_(rows, rows)], cross)))
+    return problem.constant - 0.5 * float(
+        np.trace(cross.T @ np.linalg.solve(problem.gram[np.ix_(rows, rows)], cross))
+    )
 
 
 def dense_problem(seed, n, sizes, q, exponent):
@@ -130,7 +132,9 @@ def test_magnitude_keeps_the_dense_weights():
     rows = solution.support[problem.groups.group_of_row]
     np.testing.assert_array_equal(solution.weights[rows], problem.dense_weights[rows])
     difference = solution.weights - problem.dense_weights
-    assert solution.objective == pytest.approx(0.5 * np.trace(difference.T @ problem.gram @ difference), rel=1e-9)
+    assert solution.objective == pytest.approx(
+        0.5 * np.trace(difference.T @ problem.gram @ difference), rel=1e-9
+    )
     assert solution.objective > problem.solve("magnitude_refit").objective
 
 
@@ -180,7 +184,9 @@ def assert_same_choices(problem, keep, tie):
     for step, (expected, margin) in enumerate(zip(order, margins, strict=True)):
         if margin < tie:
             return step
-        assert chosen[step] == expected, f"choice {step}: {chosen[step]}, not {expected} (margin {margin:.1e})"
+        assert chosen[step] == expected, (
+            f"choice {step}: {chosen[step]}, not {expected} (margin {margin:.1e})"
+        )
     assert set(np.flatnonzero(~problem.with_keep(keep).solve("greedy").support)) == set(order)
     return len(order)
 

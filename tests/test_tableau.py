@@ -46,7 +46,11 @@ def kernels(name):
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 @pytest.mark.parametrize("sizes", list(SIZES))
-@given(seed=st.integers(0, 2**32 - 1), side=st.sampled_from(["both", "kept", "removed"]), panel=st.sampled_from([None, 1, 4]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    side=st.sampled_from(["both", "kept", "removed"]),
+    panel=st.sampled_from([None, 1, 4]),
+)
 def test_losses_gains_and_changes_are_those_of_fresh_solves(backend, sizes, seed, side, panel):
     gram, cross, group_of_row = layer(seed, sizes)
     rng = np.random.default_rng(seed)
@@ -131,7 +135,9 @@ def test_inputs_of_size_2000_beside_inputs_of_size_1():
     losses, gains = tableau.losses(), tableau.gains()
     for group in range(120):
         exact = value(gram, cross, group_of_row, flipped(now, group)) - here
-        assert (losses[group] if now[group] else -gains[group]) == pytest.approx(exact, rel=1e-6, abs=1e-11 * scale)
+        assert (losses[group] if now[group] else -gains[group]) == pytest.approx(
+            exact, rel=1e-6, abs=1e-11 * scale
+        )
 
 
 def test_float32_is_float64_to_its_precision():
@@ -208,7 +214,9 @@ def test_inverse_by_cholesky_on_a_block(big):
     block[...] = matrix
     blas.cholesky_lower(block)
     blas.inverse_from_cholesky_lower(block)
-    np.testing.assert_allclose(np.tril(block), np.tril(np.linalg.inv(matrix.astype(float))), atol=1e3 * tolerance)
+    np.testing.assert_allclose(
+        np.tril(block), np.tril(np.linalg.inv(matrix.astype(float))), atol=1e3 * tolerance
+    )
 
 
 def test_a_matrix_that_is_not_positive_definite_is_refused():

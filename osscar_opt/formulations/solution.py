@@ -249,8 +249,15 @@ class Solution:
         if self.bound > self.objective + 1e-6 * abs(self.objective) + slack:
             raise SolverError(f"the bound {self.bound:.12g} is above the objective {self.objective:.12g}.")
 
-    def apply_to(self, layer: Any, **options: Any) -> Any:
+    def apply_to(self, layer: Any, name: str | None = None) -> Any:
         """Write the weights into a torch layer; see `osscar_opt.torch.apply.apply_solution`.
+
+        Parameters
+        ----------
+        layer : torch.nn.Module
+            The layer, or a model that holds it.
+        name : str, optional
+            Dotted name of the layer within the model.
 
         Examples
         --------
@@ -263,7 +270,7 @@ class Solution:
         """
         from osscar_opt.torch.apply import apply_solution
 
-        return apply_solution(self, layer, **options)
+        return apply_solution(self, layer, name)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw objective and bound against time, on `ax` or on a new matplotlib axis, which is returned.

@@ -55,7 +55,9 @@ class Forward(Solver):
         )
         added, in_time = forward(problem, tableau, deadline=deadline, report=report)
         termination = Termination.COMPLETED if in_time else Termination.TIME_LIMIT
-        return Proposal(tableau.support, stats={"additions": len(added)}, termination=termination)
+        support = problem.always_keep.copy()
+        support[added] = True
+        return Proposal(support, stats={"additions": len(added)}, termination=termination)
 
     def removal_order(self, problem: Problem, *, deadline: Deadline, report: Report) -> IntArray:
         unlimited = problem.with_limits(

@@ -53,7 +53,7 @@ class Search(Solver):
     """
 
     name: ClassVar[str] = "search"
-    patience: int = 30
+    patience: int = 60
     restart_up_to: int = 128
     seed: int = 0
     device: str = "cpu"
@@ -89,8 +89,10 @@ class Search(Solver):
     @staticmethod
     def _forward(problem: Problem, deadline: Deadline, report: Report, kernels: Kernels) -> BoolArray:
         tableau = open_tableau(problem, problem.always_keep, "removed", kernels=kernels)
-        forward(problem, tableau, deadline=deadline, report=report)
-        return tableau.support
+        added, _ = forward(problem, tableau, deadline=deadline, report=report)
+        support = problem.always_keep.copy()
+        support[added] = True
+        return support
 
     def _kick(self, walk: Walk, turn: int, size: int, rng: np.random.Generator) -> None:
         kept = rng.permutation(np.flatnonzero(walk.support & walk.movable))

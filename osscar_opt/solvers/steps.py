@@ -75,7 +75,8 @@ def backward(
     """Backward selection until every limit holds.
 
     Remove the `stage` groups of least loss per share of the excess that their removal mends, refit, repeat. With
-    stage = 1 every choice is exact one-at-a-time greedy. Past the deadline, what is left goes in one stage.
+    stage = 1 every choice is exact one-at-a-time greedy. Past the deadline, one ranking decides what else must leave,
+    and the tableau does not follow.
 
     Returns
     -------
@@ -92,10 +93,10 @@ def backward(
     """
     removed: list[int] = []
     keep = problem.limits.cardinality
-    in_time = True
     while excess := _excess(problem, tableau.support):
-        in_time = in_time and not deadline.expired()
-        count = min(stage, excess) if in_time else excess
+        if deadline.expired():
+            return np.array(removed + _rest(problem, tableau), dtype=np.int64), False
+        count = min(stage, excess)
         if count == 1 and keep is not None and not problem.always_keep.any():
             batch = [tableau.cheapest()]
         else:
@@ -106,7 +107,18 @@ def backward(
             if keep is None and not _excess(problem, tableau.support):
                 break
         report.progress(len(removed), None if keep is None else problem.n - keep, "groups removed")
-    return np.array(removed, dtype=np.int64), in_time
+    return np.array(removed, dtype=np.int64), True
+
+
+def _rest(problem: Problem, tableau: Tableau) -> list[int]:
+    """What else must leave, by one ranking and without pivots: for when there is no time for more."""
+    support, rest = tableau.support.copy(), []
+    for group in np.argsort(_removal_ratios(problem, tableau), kind="stable"):
+        if not _excess(problem, support):
+            break
+        support[group] = False
+        rest.append(int(group))
+    return rest
 
 
 def _excess(problem: Problem, support: BoolArray) -> int:
@@ -145,11 +157,12 @@ def best_addition(problem: Problem, tableau: Tableau, forbidden: BoolArray | Non
         if slack[0] < 1.0:
             return None
     else:
+        fits = np.all(limits.usage <= slack[:, None], axis=0)
         used = np.divide(
-            limits.usage, slack[:, None], out=np.zeros(limits.usage.shape), where=limits.usage > 0
+            limits.usage, slack[:, None], out=np.zeros(limits.usage.shape), where=fits & (slack > 0)[:, None]
         )
         gains /= used.sum(axis=0) + 1e-12  # what is free comes first
-        gains[~np.all(limits.usage <= slack[:, None], axis=0)] = -np.inf
+        gains[~fits] = -np.inf
     gains[problem.always_remove] = -np.inf
     if forbidden is not None:
         gains[forbidden] = -np.inf
@@ -161,6 +174,8 @@ def forward(
     problem: Problem, tableau: Tableau, *, deadline: Deadline, report: Report
 ) -> tuple[IntArray, bool]:
     """Forward selection: add the group of most gain, refit, repeat while any fits.
+
+    Past the deadline, what else fits is added in order of gain, and the tableau does not follow.
 
     Returns
     -------
@@ -183,7 +198,9 @@ def forward(
         tableau.pivot(group)
         added.append(group)
         report.progress(len(added), problem.limits.cardinality, "groups added")
-    return np.array(added, dtype=np.int64), False
+    order = np.argsort(-tableau.gains(), kind="stable")
+    filled = problem.limits.fill(order[~problem.always_remove[order]], tableau.support)
+    return np.concatenate([np.array(added, dtype=np.int64), np.flatnonzero(filled & ~tableau.support)]), False
 
 
 def _slop(limits: Limits) -> FloatArray:
@@ -214,10 +231,12 @@ def backward_selection(
     """
     tableau = open_tableau(problem, ~problem.always_remove, "kept", kernels=kernels)
     removed, in_time = backward(problem, tableau, deadline=deadline, report=report, stage=stage)
-    value = None if problem.always_remove.any() else problem.base + tableau.change
+    support = ~problem.always_remove
+    support[removed] = False
+    value = problem.base + tableau.change if in_time and not problem.always_remove.any() else None
     stats = {"removals": len(removed), "factorizations": tableau.factorizations, "drift": tableau.drift}
-    report.incumbent(tableau.support, value)
-    return Selected(tableau.support, value, in_time, stats)
+    report.incumbent(support, value)
+    return Selected(support, value, in_time, stats)
 
 
 def _smallest(values: FloatArray, count: int) -> IntArray:
@@ -284,8 +303,9 @@ class Walk:
         return self.tableau.support
 
     def record(self) -> bool:
-        """Remember the current support if it is the best so far."""
-        if not self.value < self.best_value:
+        """Remember the current support if it is the best so far, by more than rounding."""
+        trifle = max(_RELATIVE_GAIN * abs(self.value), 1e-14 * abs(self.problem.constant))
+        if not self.value < self.best_value - trifle:
             return False
         self.best_value, self.best_support = self.value, self.support.copy()
         self.report.incumbent(self.best_support, self.best_value)

@@ -25,7 +25,10 @@ HERE = Path(__file__).parent
 def part(problem: Problem, groups: np.ndarray, rows_per_group: int, name: str) -> Problem:
     rows = np.concatenate([problem.groups.rows(g)[:rows_per_group] for g in groups])
     factor = np.linalg.qr(problem.dense_weights[rows].T, mode="r").T
-    provenance = {**problem.provenance, "part": f"{len(groups)} groups of {name}, {rows_per_group} rows of each"}
+    provenance = {
+        **problem.provenance,
+        "part": f"{len(groups)} groups of {name}, {rows_per_group} rows of each",
+    }
     return Problem(
         problem.gram[np.ix_(rows, rows)].astype(np.float32),
         dense_weights=factor.astype(np.float32),
