@@ -28,6 +28,8 @@ import numpy as np
 
 from osscar_opt._typing import BoolArray, FloatArray, IntArray
 from osscar_opt.linalg.kernels import Array, Kernels, NumpyKernels
+from osscar_opt.linalg.layout import Segment, merged_spans, rows_by_group, segments
+from osscar_opt.linalg.panel import Panel
 
 Side = Literal["both", "kept", "removed"]
 
@@ -36,31 +38,6 @@ DRIFT_TOLERANCE = 1e-8
 
 DIGITS_TOLERANCE = 1e-6
 """Shrinkage of a diagonal entry since the last factorisation (cancellation) beyond which it is refactored."""
-
-
-@dataclass
-class _Segment:
-    """A run of `groups`, all of `size` rows, stored one after another from row `start`.
-
-    Slots before `first` hold groups that a one-sided tableau has dropped.
-    """
-
-    size: int
-    start: int
-    groups: IntArray
-    first: int = 0
-
-    @property
-    def active(self) -> IntArray:
-        return self.groups[self.first :]
-
-    @property
-    def span(self) -> slice:
-        return self.rows(self.first, len(self.groups))
-
-    def rows(self, slot: int, stop: int | None = None) -> slice:
-        stop = slot + 1 if stop is None else stop
-        return slice(self.start + slot * self.size, self.start + stop * self.size)
 
 
 class Tableau:
@@ -124,7 +101,7 @@ class Tableau:
         self._kernels: Kernels = kernels or NumpyKernels()
         self.side: Side = side
         self.support: BoolArray = np.array(support, dtype=bool)
-        self._rows_of_group = _rows_by_group(group_of_row, len(self.support))
+        self._rows_of_group = rows_by_group(group_of_row, len(self.support))
         diagonal = gram.diagonal()
         self._scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
         self._panel_option = panel
@@ -143,10 +120,7 @@ class Tableau:
             removed = removed[:0]
         if self.side != "both":
             kept, removed = self._expected_order(kept), self._expected_order(removed)
-        self._segments = _segments(self._rows_of_group, kept) + _segments(self._rows_of_group, removed)
-        start = 0
-        for segment in self._segments:
-            segment.start, start = start, start + len(segment.groups) * segment.size
+        self._segments = segments(self._rows_of_group, kept, removed)
         order = [self._rows_of_group[g] for segment in self._segments for g in segment.groups]
         self._order = np.concatenate(order) if order else np.empty(0, dtype=np.int64)
         self._boundary = int(sum(len(self._rows_of_group[g]) for g in kept))
@@ -158,7 +132,7 @@ class Tableau:
         self._diagonal_t = [self._blocks(self._t, segment) for segment in self._segments]
         self._diagonal_n = [self._blocks(self._n, segment) for segment in self._segments]
         self._largest = [abs(kernels.numpy(_flat_diagonal(blocks))) for blocks in self._diagonal_t]
-        self._allocate_panel()
+        self._panel = self._new_panel()
         self._origin = 0
         self.factorizations += 1
 
@@ -189,14 +163,10 @@ class Tableau:
         per_group = np.array([score[self._rows_of_group[g]].sum() for g in groups])
         return groups[np.argsort(per_group if self.side == "kept" else -per_group, kind="stable")]
 
-    def _allocate_panel(self) -> None:
+    def _new_panel(self) -> Panel:
         p = len(self._order)
         largest = max((segment.size for segment in self._segments), default=1)
-        width = max(self._panel_option or min(96, max(4, p // 16)), largest)
-        self._width, self._fill = width, 0
-        self._u, self._vy = self._kernels.empty(p, width), self._kernels.empty(p, 2 * width)
-        self._partner = np.arange(2 * width) ^ 1  # V in the even columns, Y in the odd
-        self._signs = np.zeros(width)
+        return Panel(self._kernels, p, max(self._panel_option or min(96, max(4, p // 16)), largest))
 
     def _locate(self) -> None:
         """Index group -> (segment, slot); groups that are not stored have segment -1."""
@@ -206,7 +176,7 @@ class Tableau:
             self._segment_of[segment.groups] = index
             self._slot_of[segment.groups] = np.arange(len(segment.groups))
 
-    def _blocks(self, matrix: Array, segment: _Segment) -> Array:
+    def _blocks(self, matrix: Array, segment: Segment) -> Array:
         """The diagonal blocks of a segment, (count, s, s)."""
         s, count = segment.size, len(segment.groups)
         if s == 1:
@@ -258,15 +228,10 @@ class Tableau:
 
     def _column(self, group: int) -> tuple[Array, Array]:
         """The group's columns of T and N, brought up to date."""
-        rows, c, o = self._rows(group), self._fill, self._origin
+        rows, o = self._rows(group), self._origin
         t = self._kernels.columns(self._t[o:, o:], rows.start, rows.stop)
         n = self._kernels.columns(self._n[o:, o:], rows.start, rows.stop)
-        if c:
-            u, vy = self._u[o:, :c], self._vy[o:, : 2 * c]
-            sign = {"kept": -1.0, "removed": 1.0, "both": 1.0}[self.side]
-            row = u[rows] * self._kernels.asarray(self._signs[None, :c]) if self.side == "both" else u[rows]
-            self._kernels.update(t, u, row, -sign)
-            self._kernels.update(n, vy, vy[rows][:, self._partner[: 2 * c]], -1.0)  # V Y_g' + Y V_g'
+        self._panel.bring_up_to_date(rows, o, t, n)
         return t, n
 
     # --------------------------------------------------------------- pivoting
@@ -280,7 +245,7 @@ class Tableau:
         leaving = bool(self.support[group])
         if index < 0 or (self.side != "both" and leaving != (self.side == "kept")):
             raise ValueError(f"group {group} cannot move in a tableau of the {self.side} groups")
-        if self._fill + self._segments[index].size > self._width:
+        if self._panel.fill + self._segments[index].size > self._panel.width:
             self.flush()
         index, slot = int(self._segment_of[group]), int(self._slot_of[group])
         rows = self._rows(group)
@@ -295,7 +260,7 @@ class Tableau:
             self._restart_group(rows, t, y, inverse, corner, sign)
         u = _times(t, whitener.T)
         v = _times(t, inverse)
-        self._append(u, v, y, sign)
+        self._panel.append(self._origin, u, v, y, sign)
         self._update_diagonals(v, t, y)
         self._close_group(index, slot, inverse, corner, sign)
         self.support[group] = not leaving
@@ -315,8 +280,7 @@ class Tableau:
         zero[...] = 0.0
         for matrix in (self._t, self._n):
             self._kernels.set_columns(matrix, rows.start, rows.stop, zero)
-        for panel in (self._u, self._vy):
-            panel[rows, :] = 0.0
+        self._panel.clear_rows(rows)
         t[rows] = zero[rows]
         for i in range(rows.stop - rows.start):
             t[rows.start + i, i] = -sign
@@ -331,14 +295,6 @@ class Tableau:
         else:
             self._diagonal_t[index][slot] = self._kernels.asarray(sign * np.eye(len(corner)))
             self._diagonal_n[index][slot] = -sign * np.inf if len(corner) == 1 else 0.0
-
-    def _append(self, u: Array, v: Array, y: Array, sign: float) -> None:
-        target = slice(self._fill, self._fill + v.shape[1])
-        self._u[self._origin :, target] = u
-        self._vy[self._origin :, 2 * target.start : 2 * target.stop : 2] = v
-        self._vy[self._origin :, 2 * target.start + 1 : 2 * target.stop : 2] = y
-        self._signs[target] = sign
-        self._fill = target.stop
 
     def _update_diagonals(self, v: Array, t: Array, y: Array) -> None:
         for segment, blocks_t, blocks_n in zip(
@@ -360,7 +316,7 @@ class Tableau:
 
     def flush(self) -> None:
         """Apply the gathered pivots; drop what one-sided use no longer needs; refactor where drift is found."""
-        if self._fill == 0:
+        if self._panel.fill == 0:
             return
         if self.side != "both":
             for index in range(len(self._segments)):
@@ -368,48 +324,9 @@ class Tableau:
             self._origin = min(
                 (s.span.start for s in self._segments if len(s.active)), default=len(self._order)
             )
-        spans = self._spans()
-        for sign, u in self._panel_by_sign():
-            for a, b in self._pairs(spans):
-                if a == b:
-                    self._kernels.square_update(self._t[a, a], u[a], -sign)
-                else:
-                    self._kernels.update(self._t[a, b], u[a], u[b], -sign)
-        v, y = self._vy[:, : 2 * self._fill : 2], self._vy[:, 1 : 2 * self._fill : 2]
-        for a, b in self._pairs(spans):
-            if a == b:
-                self._kernels.symmetric_update(self._n[a, a], v[a], y[a], -1.0)
-            else:
-                self._kernels.update(self._n[a, b], v[a], y[b], -1.0)
-                self._kernels.update(self._n[a, b], y[a], v[b], -1.0)
-        self._fill = 0
+        self._panel.apply(self._t, self._n, merged_spans(self._segments))
         if self.side != "removed" and self._has_drifted():
             self._factorize()
-
-    def _panel_by_sign(self) -> list[tuple[float, Array]]:
-        """The columns of the panel that are added to T, and those that are subtracted."""
-        u, signs = self._u[:, : self._fill], self._signs[: self._fill]
-        if (signs == signs[0]).all():
-            return [(signs[0], u)]
-        return [(sign, self._kernels.take_columns(u, np.flatnonzero(signs == sign))) for sign in (-1.0, 1.0)]
-
-    def _pairs(self, spans: list[slice]) -> list[tuple[slice, slice]]:
-        """The blocks of a symmetric matrix to keep up to date."""
-        lower = [(a, b) for i, a in enumerate(spans) for b in spans[: i + 1]]
-        if self._kernels.lower_only:
-            return lower
-        return lower + [(b, a) for a, b in lower if a != b]
-
-    def _spans(self) -> list[slice]:
-        """The active rows as few slices as possible."""
-        spans: list[slice] = []
-        for segment in self._segments:
-            span = segment.span
-            if spans and spans[-1].stop == span.start:
-                spans[-1] = slice(spans[-1].start, span.stop)
-            elif span.stop > span.start:
-                spans.append(span)
-        return spans
 
     def _compact(self, index: int) -> None:
         """Drop the groups that moved: the first active groups of the segment take the places they leave."""
@@ -429,8 +346,8 @@ class Tableau:
                 place = slice(target.start - self._origin, target.stop - self._origin)
                 column[place] = column[source.start - self._origin : source.stop - self._origin]
                 self._kernels.set_columns(active, place.start, place.stop, column)
-            for array in (self._u, self._vy, self._order):
-                array[target] = array[source]
+            self._panel.move_rows(target, source)
+            self._order[target] = self._order[source]
             for blocks in (self._diagonal_t[index], self._diagonal_n[index], self._largest[index]):
                 blocks[hole] = blocks[mover]
             group = segment.groups[mover]
@@ -472,7 +389,7 @@ class Tableau:
         self.drift = max(self.drift, backward)
         return cancelled or not backward <= DRIFT_TOLERANCE
 
-    def _span_rows(self, segment: _Segment, *, kept: bool) -> IntArray:
+    def _span_rows(self, segment: Segment, *, kept: bool) -> IntArray:
         """Stored rows of the active groups of a segment that are (not) kept."""
         slots = np.flatnonzero(self.support[segment.active] == kept)
         rows = segment.span.start + slots[:, None] * segment.size + np.arange(segment.size)
@@ -509,17 +426,6 @@ class Members:
     size: int
     t: FloatArray
     n: FloatArray
-
-
-def _rows_by_group(group_of_row: IntArray, n: int) -> list[IntArray]:
-    order = np.argsort(group_of_row, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(group_of_row, minlength=n))[:-1])
-
-
-def _segments(rows_of_group: list[IntArray], groups: IntArray) -> list[_Segment]:
-    """One segment per group size; rows are numbered by the caller."""
-    sizes = np.array([len(rows_of_group[g]) for g in groups], dtype=np.int64)
-    return [_Segment(int(size), 0, groups[sizes == size]) for size in np.unique(sizes)]
 
 
 def _times(panel: Array, block: Array) -> Array:
