@@ -24,6 +24,9 @@ _ROWS_SEARCHED = 2048
 class Auto(Solver):
     """Picks exhaustive, search or osscar by the size of the problem, and says which and why.
 
+    Of the problem that presolve leaves: `exhaustive` for up to 200,000 supports, else `search` for up to 2048 rows,
+    else `osscar`; each with its default options. Bound, status and termination are those of the method picked.
+
     Examples
     --------
     >>> import numpy as np

@@ -12,7 +12,7 @@ from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
 from osscar_opt.linalg.kernels import make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.steps import forward, open_tableau
+from osscar_opt.solvers.selection import forward, open_tableau
 
 __all__ = ["Forward"]
 

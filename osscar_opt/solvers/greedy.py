@@ -12,7 +12,8 @@ from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
 from osscar_opt.linalg.kernels import make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.steps import Walk, backward, backward_selection, open_tableau
+from osscar_opt.solvers.selection import backward, backward_selection, open_tableau
+from osscar_opt.solvers.walk import Walk
 
 __all__ = ["Greedy"]
 

@@ -10,7 +10,8 @@ from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
 from osscar_opt.linalg.kernels import make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.steps import Walk, backward_selection
+from osscar_opt.solvers.selection import backward_selection
+from osscar_opt.solvers.walk import Walk
 
 __all__ = ["Osscar"]
 
@@ -23,9 +24,10 @@ class Osscar(Solver):
     2. *Local search*: remove the ``exchange`` cheapest groups and add as many of the best; keep what improves,
        otherwise go back and halve ``exchange``; stop when it falls below one or after ``rounds`` rounds.
 
-    Two differences to the published code make it faster and never worse for it: every group of a stage or of an
-    exchange is chosen by its exact value at its turn rather than by one ranking for all, which costs nothing when a
-    pivot updates all values; and a round costs 2 x exchange pivots rather than an inversion.
+    Two differences to the published code: every group of an exchange is chosen by its exact value at its turn rather
+    than by one ranking for all, which costs nothing when a pivot updates all values (so is every group of the first
+    phase at stage = 1, the default); and a round costs 2 x exchange pivots, as many again where it is undone, rather
+    than an inversion of the whole matrix.
 
     Parameters
     ----------

@@ -12,7 +12,8 @@ from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
 from osscar_opt.linalg.kernels import Kernels, make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.steps import Walk, backward_selection, forward, open_tableau
+from osscar_opt.solvers.selection import backward_selection, forward, open_tableau
+from osscar_opt.solvers.walk import Walk
 
 __all__ = ["Search"]
 
@@ -22,7 +23,7 @@ class Search(Solver):
     """Backward and forward selection, both descended by single swaps, then kicks from the best until none helps.
 
     A kick changes several groups at once, in one of three ways in turn, and is followed by a descent to a local
-    optimum of single swaps (`osscar_opt.solvers.steps.Walk.descend`):
+    optimum of single swaps (`osscar_opt.solvers.walk.Walk.descend`):
 
     - *drop*: remove random groups, then add the best of the others;
     - *push*: add random groups beyond the limits, then remove the cheapest of the others;

@@ -10,7 +10,8 @@ from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
 from osscar_opt.linalg.kernels import make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.steps import Walk, backward_selection
+from osscar_opt.solvers.selection import backward_selection
+from osscar_opt.solvers.walk import Walk
 
 __all__ = ["Swap"]
 
