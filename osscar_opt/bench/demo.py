@@ -191,9 +191,9 @@ def _calibrate(
     steps: _Steps,
 ) -> tuple[Problem, torch.Tensor, str]:
     """Pose the layer's problem on one half of the articles, and cut windows from the other half."""
+    from osscar_opt.torch.evaluation import token_windows
     from osscar_opt.torch.extract import problem_from_layer
     from osscar_opt.torch.news import TEXT_NAME, news_articles, split_articles
-    from osscar_opt.torch.perplexity import token_windows
 
     with steps.track("Reading the news"):
         calibration, held_out = split_articles(news_articles())
@@ -222,8 +222,8 @@ def _measure(
 ) -> dict[str, float | None]:
     """Perplexity of the dense model, and with the layer pruned by the best method and by the contrasts."""
     from osscar_opt.torch.apply import apply_solution
+    from osscar_opt.torch.evaluation import perplexity
     from osscar_opt.torch.layers import find_layer, view_of
-    from osscar_opt.torch.perplexity import perplexity
 
     view = view_of(find_layer(model, layer), layer)
     dense = view.read_weight()

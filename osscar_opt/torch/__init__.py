@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from osscar_opt.torch.apply import apply_solution as apply_solution
+    from osscar_opt.torch.evaluation import perplexity as perplexity
     from osscar_opt.torch.extract import problem_from_layer as problem_from_layer
     from osscar_opt.torch.extract_file import extract_to_file as extract_to_file
     from osscar_opt.torch.gram import GramAccumulator as GramAccumulator
     from osscar_opt.torch.layers import LayerView as LayerView
     from osscar_opt.torch.layers import view_of as view_of
-    from osscar_opt.torch.perplexity import perplexity as perplexity
 
 _HOMES = {
     "GramAccumulator": "gram",
     "LayerView": "layers",
     "apply_solution": "apply",
     "extract_to_file": "extract_file",
-    "perplexity": "perplexity",
+    "perplexity": "evaluation",
     "problem_from_layer": "extract",
     "view_of": "layers",
 }

@@ -109,7 +109,7 @@ def calibration_batches(
     """
     import torch
 
-    from osscar_opt.torch.perplexity import token_windows
+    from osscar_opt.torch.evaluation import token_windows
 
     if text is None:
         texts, name = split_articles(news_articles())[0], TEXT_NAME
