@@ -149,6 +149,31 @@ def test_float32_is_float64_to_its_precision():
         np.testing.assert_allclose(single.losses(), exact.losses(), rtol=2e-3)
 
 
+def test_float32_is_not_refactored_for_its_own_rounding():
+    rng = np.random.default_rng(2)
+    inputs = rng.normal(size=(400, 160))
+    gram = inputs.T @ inputs / 400
+    cross = gram @ rng.normal(size=(160, 7))
+    exact, single = (
+        Tableau(
+            gram,
+            cross,
+            np.arange(160),
+            np.ones(160, bool),
+            side="kept",
+            kernels=make_kernels("cpu", precision),
+        )
+        for precision in ("float64", "float32")
+    )
+    for _ in range(80):
+        group = exact.cheapest()
+        exact.pivot(group)
+        single.pivot(group)
+    single.flush()
+    assert single.factorizations == 1
+    assert single.change == pytest.approx(exact.change, rel=1e-4)
+
+
 def test_a_one_sided_tableau_refuses_the_other_direction():
     tableau = Tableau(np.eye(2), np.ones((2, 1)), np.arange(2), np.array([True, True]), side="kept")
     tableau.pivot(0)

@@ -130,7 +130,7 @@ class Factor:
 
     @cached_property
     def reciprocal_condition(self) -> float:
-        """LAPACK's estimate of 1 / (|A| |inv(A)|) in the 1-norm, for A = diag(d) H diag(d).
+        """LAPACK's estimate of ``1 / (norm(A) norm(inv(A)))`` in the 1-norm, for A = diag(d) H diag(d).
 
         Examples
         --------

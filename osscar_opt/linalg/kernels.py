@@ -24,6 +24,7 @@ class Kernels(Protocol):
     """What the tableau asks of an array library. Symmetric matrices are (p, p), panels (p, b)."""
 
     lower_only: bool  # the strict upper triangle of symmetric matrices is garbage
+    epsilon: float  # unit of rounding
 
     def asarray(self, array: FloatArray) -> Array:
         """A numpy array on the device, column-major where that matters; shares memory where nothing changes."""
@@ -75,6 +76,7 @@ class NumpyKernels:
 
     def __init__(self, dtype: str = "float64") -> None:
         self.dtype = np.dtype(dtype)
+        self.epsilon = float(np.finfo(self.dtype).eps)
 
     def asarray(self, array: FloatArray) -> FloatArray:
         return np.asarray(array, dtype=self.dtype, order="F")
@@ -170,6 +172,7 @@ class TorchKernels:
         self.torch = torch
         self.device = torch.device(device)
         self.dtype = getattr(torch, dtype)
+        self.epsilon = float(torch.finfo(self.dtype).eps)
 
     def asarray(self, array: FloatArray) -> Array:
         return self.torch.tensor(array, dtype=self.dtype, device=self.device)

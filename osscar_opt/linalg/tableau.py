@@ -39,6 +39,9 @@ DRIFT_TOLERANCE = 1e-8
 DIGITS_TOLERANCE = 1e-6
 """Shrinkage of a diagonal entry since the last factorisation (cancellation) beyond which it is refactored."""
 
+_COARSEST = 1e4
+"""Neither tolerance is below so many units of rounding of the precision in use: in float32 both are 1e-3."""
+
 
 class Tableau:
     """The pair (T, N) at a support, with exact losses, gains and swaps, moved by pivots.
@@ -362,6 +365,7 @@ class Tableau:
         The check costs O(p): one column a of inv(H_SS), a few rows h of H, and h.a against the identity, relative
         to |h|.|a| (Oettli and Prager's componentwise backward error).
         """
+        least = _COARSEST * self._kernels.epsilon
         cancelled, worst, column_row = False, -1.0, -1
         for segment, blocks, largest in zip(self._segments, self._diagonal_t, self._largest, strict=True):
             kept = self.support[segment.active]
@@ -369,7 +373,7 @@ class Tableau:
             past = largest[segment.first :]
             np.maximum(past, now, out=past)
             if kept.any():
-                cancelled |= bool((now[kept] < DIGITS_TOLERANCE * past[kept]).any())
+                cancelled |= bool((now[kept] < max(DIGITS_TOLERANCE, least) * past[kept]).any())
                 place = int(np.argmax(np.where(kept, now.max(axis=1), -1.0)))
                 if now[place].max() > worst:
                     worst, column_row = float(now[place].max()), segment.rows(segment.first + place).start
@@ -387,7 +391,7 @@ class Tableau:
         error = abs(rows @ column - identity) / np.maximum(magnitude, np.finfo(float).tiny)
         backward = float(error.max())
         self.drift = max(self.drift, backward)
-        return cancelled or not backward <= DRIFT_TOLERANCE
+        return cancelled or not backward <= max(DRIFT_TOLERANCE, least)
 
     def _span_rows(self, segment: Segment, *, kept: bool) -> IntArray:
         """Stored rows of the active groups of a segment that are (not) kept."""
