@@ -174,7 +174,7 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """(objective - bound) / |objective|: 0 when they meet up to rounding, inf without a bound.
+        """``(objective - bound) / abs(objective)``: 0 when they meet up to rounding, inf without a bound.
 
         Examples
         --------

@@ -43,7 +43,7 @@ class Exhaustive(Solver):
     r"""Values every support that the limits allow, and returns the best with the least value as its bound.
 
     Groups are decided one after another. Deciding that group g moves off the starting side is a pivot on its block D of
-    the reduced pair (T, N), with t = T_:g and V = t D^-1,
+    the reduced pair (T, N), with t the columns of g in T and V = t D^-1,
 
     .. math:: T \leftarrow T - V t', \quad N \leftarrow N - V N_{g:} - N_{:g} V' + V N_{gg} V', \quad
               \text{change} \mathrel{+}= \pm\tfrac12 \mathrm{tr}(D^{-1} N_{gg}),

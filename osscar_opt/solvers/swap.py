@@ -20,7 +20,7 @@ __all__ = ["Swap"]
 class Swap(Solver):
     """Greedy, then the best exchanges of single groups until none improves.
 
-    All |S| x |P| exchanges are valued exactly together, by elementwise work on two blocks of the tableau
+    All ``|S| x |P|`` exchanges are valued exactly together, by elementwise work on two blocks of the tableau
     (`osscar_opt.linalg.swaps.swap_changes`). Of the improving ones up to ``per_evaluation`` are made before the
     next evaluation, each only if it still improves at its turn; 1 makes it steepest descent.
 
