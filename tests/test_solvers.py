@@ -220,6 +220,28 @@ def test_the_path_has_the_greedy_value_for_every_keep():
         np.testing.assert_array_equal(path.support(keep), solution.support)
 
 
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [
+        ("osscar", {"stage": 0}),
+        ("osscar", {"exchange": -1}),
+        ("swap", {"per_evaluation": 0}),
+        ("search", {"seed": -1}),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(method, option):
+    with pytest.raises(osscar_opt.errors.OptionError, match="must be at least"):
+        Problem(np.eye(3), np.ones((3, 2)), keep=1).solve(method, **option)
+
+
+def test_a_device_or_precision_that_is_not_there_is_refused():
+    problem = Problem(np.eye(3), np.ones((3, 2)), keep=1)
+    with pytest.raises(osscar_opt.errors.UnavailableError, match="use device='cpu'"):
+        problem.solve("greedy", device="abacus")
+    with pytest.raises(osscar_opt.errors.OptionError, match="precision"):
+        problem.solve("greedy", precision="float16")
+
+
 # ------------------------------------------------------------------------------------------------ local optima
 
 

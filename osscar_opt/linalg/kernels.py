@@ -7,15 +7,18 @@ Nobody outside this module sees the difference: `columns` returns whole columns 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from osscar_opt._typing import FloatArray, IntArray
+from osscar_opt.errors import UnavailableError
 from osscar_opt.linalg import blas
 from osscar_opt.linalg.factor import product
 
 _PANEL = 64
+
+Precision = Literal["float64", "float32"]
 
 Array = Any  # numpy.ndarray or torch.Tensor; the operators both share (+, @, slices) are used freely
 
@@ -170,7 +173,7 @@ class TorchKernels:
         import torch
 
         self.torch = torch
-        self.device = torch.device(device)
+        self.device = torch.zeros(0, device=device).device  # raises where there is no such device
         self.dtype = getattr(torch, dtype)
         self.epsilon = float(torch.finfo(self.dtype).eps)
 
@@ -238,8 +241,13 @@ class TorchKernels:
         return self.torch.linalg.inv(self.torch.linalg.cholesky(block))
 
 
-def make_kernels(device: str = "cpu", dtype: str = "float64") -> Kernels:
+def make_kernels(device: str = "cpu", precision: Precision = "float64") -> Kernels:
     """The kernels for a device: "cpu" is numpy, anything else ("cuda", "cuda:1", "torch:cpu") is torch.
+
+    Raises
+    ------
+    UnavailableError
+        If torch sees no such device.
 
     Examples
     --------
@@ -247,5 +255,11 @@ def make_kernels(device: str = "cpu", dtype: str = "float64") -> Kernels:
     'NumpyKernels'
     """
     if device == "cpu":
-        return NumpyKernels(dtype)
-    return TorchKernels(device.removeprefix("torch:"), dtype)
+        return NumpyKernels(precision)
+    try:
+        return TorchKernels(device.removeprefix("torch:"), precision)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a device it does not know or have
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UnavailableError(
+            f"torch offers no device {device!r} here ({reason}); use device='cpu'."
+        ) from error

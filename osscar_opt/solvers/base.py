@@ -12,13 +12,13 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from osscar_opt._typing import BoolArray, FloatArray, IntArray
-from osscar_opt.errors import CapabilityError
+from osscar_opt.errors import CapabilityError, OptionError
 from osscar_opt.formulations.solution import Termination, TraceEntry
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class Proposal:
 class Solver(abc.ABC):
     """Base of all solvers: subclass it as a frozen dataclass whose fields are the options.
 
+    ``field(default=1, metadata={"least": 1})`` makes smaller values of an option an error.
+
     Attributes
     ----------
     name : str
@@ -107,6 +109,15 @@ class Solver(abc.ABC):
     handles: ClassVar[frozenset[str]] = frozenset({"budget", "blocks", "unequal_groups"})
     presolve: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below what a field's metadata gives as the least that makes sense."""
+        for option in fields(self):
+            value, least = getattr(self, option.name), option.metadata.get("least")
+            if least is not None and value < least:
+                raise OptionError(
+                    f"option {option.name!r} of method {self.name!r} must be at least {least}, but is {value}."
+                )
 
     @abc.abstractmethod
     def propose(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -68,7 +68,7 @@ class Exhaustive(Solver):
 
     name: ClassVar[str] = "exhaustive"
     proves: ClassVar[bool] = True
-    max_supports: int = 20_000_000
+    max_supports: int = field(default=20_000_000, metadata={"least": 1})
 
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report

@@ -10,7 +10,7 @@ import numpy as np
 from osscar_opt._typing import BoolArray, IntArray
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
-from osscar_opt.linalg.kernels import make_kernels
+from osscar_opt.linalg.kernels import Precision, make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
 from osscar_opt.solvers.selection import forward, open_tableau
 
@@ -45,7 +45,7 @@ class Forward(Solver):
 
     name: ClassVar[str] = "forward"
     device: str = "cpu"
-    precision: str = "float64"
+    precision: Precision = "float64"
 
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report

@@ -10,7 +10,7 @@ import numpy as np
 from osscar_opt._typing import BoolArray, IntArray
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
-from osscar_opt.linalg.kernels import make_kernels
+from osscar_opt.linalg.kernels import Precision, make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
 from osscar_opt.solvers.selection import backward, backward_selection, open_tableau
 from osscar_opt.solvers.walk import Walk
@@ -48,7 +48,7 @@ class Greedy(Solver):
 
     name: ClassVar[str] = "greedy"
     device: str = "cpu"
-    precision: str = "float64"
+    precision: Precision = "float64"
 
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report

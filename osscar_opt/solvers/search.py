@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from osscar_opt._typing import BoolArray, IntArray
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
-from osscar_opt.linalg.kernels import Kernels, make_kernels
+from osscar_opt.linalg.kernels import Kernels, Precision, make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
 from osscar_opt.solvers.selection import backward_selection, forward, open_tableau
 from osscar_opt.solvers.walk import Walk
@@ -54,11 +54,11 @@ class Search(Solver):
     """
 
     name: ClassVar[str] = "search"
-    patience: int = 60
-    restart_up_to: int = 128
-    seed: int = 0
+    patience: int = field(default=60, metadata={"least": 0})
+    restart_up_to: int = field(default=128, metadata={"least": 0})
+    seed: int = field(default=0, metadata={"least": 0})
     device: str = "cpu"
-    precision: str = "float64"
+    precision: Precision = "float64"
 
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from osscar_opt._typing import BoolArray
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
-from osscar_opt.linalg.kernels import make_kernels
+from osscar_opt.linalg.kernels import Precision, make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
 from osscar_opt.solvers.selection import backward_selection
 from osscar_opt.solvers.walk import Walk
@@ -43,9 +43,9 @@ class Swap(Solver):
     """
 
     name: ClassVar[str] = "swap"
-    per_evaluation: int = 16
+    per_evaluation: int = field(default=16, metadata={"least": 1})
     device: str = "cpu"
-    precision: str = "float64"
+    precision: Precision = "float64"
 
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
