@@ -158,7 +158,7 @@ def compare_methods(
     >>> problem = Problem(np.diag([1.0, 2.0, 3.0]), np.ones((3, 2)), keep=2)
     >>> solutions, skipped = compare_methods(problem)
     >>> min(solution.objective for solution in solutions)
-    0.3333333333333333
+    0.333333
     """
     from osscar_opt.solvers.registry import solvers
 
