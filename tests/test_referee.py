@@ -775,3 +775,76 @@ def test_a_child_hears_of_the_deadline_and_of_ctrl_c() -> None:
 def test_what_cannot_be_sent_to_a_child_is_said() -> None:
     with pytest.raises(SolverError, match="cannot send the solver to a child process"):
         _run(lambda problem, **_: Proposal(_first(problem)), isolation="process")
+
+
+# ------------------------------------------------------------------------------------------- found by review
+
+
+def test_dead_inputs_with_weights_do_not_matter_without_presolve():
+    problem = Problem(
+        np.diag([1.0, 1.0, 0.0, 1.0]),
+        dense_weights=[[1.0], [0.1], [100.0], [2.0]],
+        groups=[0, 1, 1, 2],
+        keep=1,
+    )
+    for method in ("greedy", "forward", "osscar", "swap", "search", "exhaustive"):
+        for presolve in (True, False, ["forced"], "rank"):
+            solution = problem.solve(method, presolve=presolve)
+            assert solution.kept.tolist() == [2]
+            assert solution.objective == pytest.approx(0.505)
+
+
+def test_a_huge_scale_beside_a_small_one_does_not_make_everything_optimal():
+    problem = Problem(np.diag([1e14, 1.0, 1.0, 1.0]), dense_weights=[[1.0], [1.0], [2.0], [3.0]], keep=2)
+    worse = problem.solve("random", start=[0, 1])
+    assert worse.status == "feasible" or worse.objective == pytest.approx(2.5)
+    proved = problem.solve("exhaustive")
+    assert proved.objective == pytest.approx(2.5)
+    assert proved.status == "optimal"
+
+
+@dataclass(frozen=True)
+class Odd(Solver):
+    """Misuses what it is given, one way at a time, after an honest report."""
+
+    name: ClassVar[str] = "odd"
+    how: str = "bound"
+
+    def propose(self, problem, *, start, deadline, report):
+        good = problem.limits.fill(range(problem.n), np.zeros(problem.n, dtype=bool))
+        report.incumbent(good, problem.value(good))
+        if self.how == "bound":
+            return Proposal(good, lower_bound="x")
+        if self.how == "message":
+            return Proposal(good, message=3)
+        if self.how == "stop":
+            deadline.stop()
+        if self.how == "shape":
+            report.incumbent(np.ones(problem.n + 3, dtype=bool), 0.0)
+        return Proposal(good)
+
+
+@pytest.mark.parametrize("how", ["bound", "message", "stop", "shape"])
+def test_a_careless_plug_in_costs_no_solution(how):
+    problem = Problem(np.eye(4), np.ones((4, 2)), keep=2)
+    solution = problem.solve(Odd(how))
+    assert solution.kept.tolist() == [0, 1]
+    assert solution.objective == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"presolve": ["typo"], "start": [0, 1]},
+        {"presolve": 3},
+        {"time_limit": "1"},
+        {"tolerance": None},
+        {"on_event": 3},
+        {"keep": True},
+        {"start": [1, 0, 1, 0]},
+    ],
+    ids=str,
+)
+def test_slips_of_the_caller_are_told(bad):
+    with pytest.raises(InputError):
+        Problem(np.eye(4), np.ones((4, 2)), keep=2).solve("greedy", **bad)

@@ -93,9 +93,10 @@ def positive_definite(gram: FloatArray, live: BoolArray) -> Factor:
     smallest = float(_smallest_eigenvalue(part))
     damping = _sufficient_damping(part, smallest, float(gram.diagonal().mean()))
     advice = (
-        f"add damping = {damping:.1e}, that is {damping:.1e} * gram.diagonal().mean() on the diagonal"
+        f"add damping of at least {damping:.1e} (1e-2 is usual), that is {damping:.1e} * gram.diagonal().mean() "
+        "on the diagonal"
         if damping is not None
-        else "its diagonal has no positive mean, so no relative damping would help"
+        else "its diagonal has no positive mean, so no relative damping would help: check that it is X'X/N"
     )
     raise NotPositiveDefiniteError(
         f"gram is not positive definite: its smallest eigenvalue is {smallest:.3g}; {advice}.",
@@ -106,6 +107,8 @@ def positive_definite(gram: FloatArray, live: BoolArray) -> Factor:
 def count(value: Any, name: str, upper: int) -> int:
     """Return `value` as an integer between 0 and `upper`, the number of groups."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise InputError(f"{name} = {value!r} must be a whole number of groups.") from None
@@ -119,6 +122,8 @@ def count(value: Any, name: str, upper: int) -> int:
 def scalar(value: Any, name: str) -> float:
     """Return `value` as a finite float."""
     try:
+        if isinstance(value, (bool, np.bool_, str)):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise InputError(f"{name} = {value!r} must be a number.") from None
@@ -165,6 +170,8 @@ def _indices(given: AnyArray, name: str, n: int) -> IntArray:
         raise InputError(
             f"{name} names group {given[(given < 0) | (given >= n)][0]}, but groups are 0..{n - 1}."
         )
+    if len(np.unique(given)) < len(given):
+        raise InputError(f"{name} names a group twice; a mask over the groups must be boolean.")
     return given.astype(np.int64)
 
 

@@ -83,7 +83,7 @@ class Groups:
             groups = spec
         elif spec is None:
             groups = cls(np.arange(p))
-        elif np.ndim(spec) == 0:
+        elif isinstance(spec, str) or not hasattr(spec, "__len__"):
             groups = cls(np.arange(p) // _group_size(spec, p))
         else:
             groups = cls(spec)
@@ -193,7 +193,12 @@ class Groups:
 
 
 def _as_labels(values: Any) -> IntArray:
-    labels = np.asarray(values)
+    try:
+        labels = np.asarray(values)
+    except ValueError:
+        raise InputError(
+            "group labels must be one integer per row; lists of rows are not understood."
+        ) from None
     if labels.ndim != 1:
         raise InputError(f"group labels must be one per row, a 1-d array, but their shape is {labels.shape}.")
     if labels.size and not np.issubdtype(labels.dtype, np.integer):
@@ -208,6 +213,8 @@ def _as_labels(values: Any) -> IntArray:
 
 def _group_size(spec: Any, p: int) -> int:
     try:
+        if isinstance(spec, bool):
+            raise TypeError
         size = operator.index(spec)
     except TypeError:
         raise InputError(f"groups = {spec!r} is neither a group size nor an array of labels.") from None

@@ -9,6 +9,7 @@ import numpy as np
 
 from osscar_opt._typing import BoolArray, FloatArray, IntArray
 from osscar_opt.errors import InputError
+from osscar_opt.formulations import _validate
 from osscar_opt.formulations.solution import new_axis
 from osscar_opt.linalg.factor import factor
 
@@ -101,9 +102,7 @@ class Path:
         return f"Path({self.method}, n={len(self.order)}, objectives {first:.6g} to {last:.6g})"
 
     def _checked(self, keep: int) -> int:
-        if not 0 <= keep <= len(self.order):
-            raise InputError(f"keep = {keep} is out of range: it must lie between 0 and {len(self.order)}.")
-        return keep
+        return _validate.count(keep, "keep", len(self.order))
 
 
 def path_of(problem: Problem, order: IntArray, method: str) -> Path:

@@ -135,6 +135,8 @@ class Problem:
         h, itemsize = _validate.matrix(gram, "gram", copy=copy)
         h = _validate.symmetric(h, itemsize, owned=copy or itemsize != 8)
         g, dense = _cross_and_dense(cross, dense_weights, h, copy=copy)
+        if g.shape[1] == 0:
+            raise InputError("cross has no columns: pass at least one output of the layer to reconstruct.")
         grouping = Groups.coerce(groups, len(h))
         budgets = checked_budgets(
             grouping.n,
@@ -370,7 +372,9 @@ class Problem:
         array([1., 2.])
         """
         if self.dense_is_optimal and self.dense_weights is not None:
-            return self.dense_weights
+            if self.live_rows.all() or not np.any(self.dense_weights[~self.live_rows]):
+                return self.dense_weights
+            return read_only(self.dense_weights * self.live_rows[:, None], owned=True)
         return read_only(self._refit_rows(np.ones(self.p, dtype=bool)), owned=True)
 
     @cached_property
@@ -384,6 +388,17 @@ class Problem:
         """
         kind, level = self._level
         return level if kind == "base" else level - self._explained
+
+    @property
+    def base_is_given(self) -> bool:
+        """Whether `base` is exact, and `constant` follows from it, rather than the other way round.
+
+        Examples
+        --------
+        >>> Problem([[2.0]], [[2.0]]).base_is_given, Problem([[2.0]], [[2.0]], constant=1.5).base_is_given
+        (True, False)
+        """
+        return self._level[0] == "base"
 
     @cached_property
     def constant(self) -> float:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["BoundKind", "Solution", "Status", "Termination", "TraceEntry", "absolute_tolerance"]
 
 _FLOOR = 1e-12
+_SQUARED_ROUNDING = 1e-26
+_CANCELLATION = 1e-14
 """Objectives closer than this part of what the layer explains are equal up to rounding."""
 
 
@@ -183,7 +185,7 @@ class Solution:
         inf
         """
         apart = self.objective - self.bound
-        if apart <= absolute_tolerance(self.problem):
+        if apart <= _FLOOR * abs(self.objective) + absolute_tolerance(self.problem):
             return 0.0
         return apart / abs(self.objective) if self.objective else math.inf
 
@@ -355,15 +357,19 @@ class Solution:
 
 
 def absolute_tolerance(problem: Problem) -> float:
-    """Difference of two objectives of `problem` that is rounding: 1e-12 of constant - base.
+    """Difference of two objectives of `problem` that is rounding, however small the objectives.
+
+    An objective is base + 1/2 tr(D' H D). The second term is right to rounding relative to itself, down to the
+    square of the weights' own rounding; base is what it was given as, or what is left of the constant by cancellation.
 
     Examples
     --------
     >>> from osscar_opt import Problem
     >>> absolute_tolerance(Problem(np.eye(1), [[2.0]]))
-    2e-12
+    2e-26
     """
-    return _FLOOR * max(problem.constant - problem.base, 0.0)
+    floor = _FLOOR * abs(problem.base) + _SQUARED_ROUNDING * max(problem.constant - problem.base, 0.0)
+    return floor if problem.base_is_given else floor + _CANCELLATION * abs(problem.constant)
 
 
 def new_axis() -> Any:

@@ -138,6 +138,10 @@ def _flaw(evidence: Evidence, returned: object) -> str:
     if not isinstance(support, np.ndarray) or support.dtype != bool or support.shape != (n,):
         shape, kind = np.shape(support), getattr(support, "dtype", type(support).__name__)
         return f"returned a support of shape {shape} and type {kind} where a boolean mask over {n} groups was due"
+    if not isinstance(returned.message, str) or not isinstance(
+        returned.lower_bound, (int, float, type(None))
+    ):
+        return "returned a Proposal whose message is not a str or whose lower_bound is not a number"
     if not isinstance(returned.stats, Mapping) or not isinstance(returned.termination, Termination):
         return "returned a Proposal whose stats are not a mapping or whose termination is not a Termination"
     violation = evidence.problem.violation(evidence.presolved.lift_support(support))
@@ -244,7 +248,7 @@ def _accepted_bound(
 
 def _claimed_bounds(evidence: Evidence) -> list[float]:
     claimed = [] if evidence.report is None else [evidence.report.best_bound]
-    if isinstance(evidence.returned, Proposal) and evidence.returned.lower_bound is not None:
+    if isinstance(evidence.returned, Proposal) and isinstance(evidence.returned.lower_bound, (int, float)):
         claimed.append(float(evidence.returned.lower_bound))
     return sorted(set(claimed) - {-math.inf})
 

@@ -18,6 +18,8 @@ __all__ = ["Worker", "abandoned_threads_run", "attend", "one_blas_thread"]
 _abandoned: list[Worker[Any]] = []
 """Workers that had not ended when they were abandoned."""
 
+_one_at_a_time = threading.RLock()
+
 _POLL = 0.05
 _PATIENCE_AFTER_INTERRUPT = 1.0
 _PATIENCE_AT_EXIT = 10.0
@@ -127,7 +129,7 @@ def attend(
             if worker.finished(within=min(_POLL, deadline.remaining())):
                 return None
             watch()
-        worker.finished(within=grace)
+        worker.finished(within=min(grace, threading.TIMEOUT_MAX))
         return Termination.TIME_LIMIT
     except KeyboardInterrupt:
         deadline.stop()
@@ -179,5 +181,5 @@ def one_blas_thread(when: bool) -> Iterator[None]:
         return
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(limits=1, user_api="blas"):
+    with _one_at_a_time, threadpool_limits(limits=1, user_api="blas"):  # two would restore each other's limit
         yield

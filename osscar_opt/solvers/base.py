@@ -350,7 +350,8 @@ class Report:
         """
         self._require_open()
         kept = np.array(support, dtype=bool)
-        if self._problem is not None and not self._problem.feasible(kept):
+        fits = self._problem is None or (kept.shape == (self._problem.n,) and self._problem.feasible(kept))
+        if not fits:
             self.rejected += 1
             return
         if objective is None or not math.isfinite(objective):

@@ -91,7 +91,7 @@ class Exhaustive(Solver):
             report.progress(done, total, "supports")
             if deadline.expired():
                 return Proposal(best.support, stats={"supports": done}, termination=Termination.TIME_LIMIT)
-        return Proposal(best.support, lower_bound=best.least, stats={"supports": done})
+        return Proposal(best.support, lower_bound=best.bound, stats={"supports": done})
 
 
 def count_supports(problem: Problem) -> int:
@@ -111,18 +111,26 @@ class _Best:
 
     def __init__(self, problem: Problem, report: Report) -> None:
         self._problem, self._report = problem, report
-        self.least = math.inf
+        self._least = math.inf  # of the tableau's values
+        self._rest = math.inf  # of those not recomputed
         self.value, self.support = math.inf, np.array(problem.always_keep)
         self._tolerance = 1e-9 * abs(problem.constant)
+
+    @property
+    def bound(self) -> float:
+        """The least value of all: recomputed where it is close to the best, else the tableau's."""
+        return min(self.value, self._rest)
 
     def offer(self, supports: BoolArray, values: FloatArray) -> None:
         if len(values) == 0:
             return
-        self.least = min(self.least, float(values.min()))
-        close = np.flatnonzero(values <= self.least + self._tolerance)
-        for index in close[np.argsort(values[close], kind="stable")][:_RECOMPUTED]:
+        self._least = min(self._least, float(values.min()))
+        order = np.argsort(values, kind="stable")[: _RECOMPUTED + 1]
+        recomputed = order[values[order] <= self._least + self._tolerance][:_RECOMPUTED]
+        if len(recomputed) < len(order):
+            self._rest = min(self._rest, float(values[order[len(recomputed)]]))
+        for index in recomputed:
             value = self._problem.value(supports[index])
-            self.least = min(self.least, value)
             if value < self.value:
                 self.value, self.support = value, supports[index]
                 self._report.incumbent(self.support, value)

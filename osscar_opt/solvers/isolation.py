@@ -7,6 +7,7 @@ Starting the child takes about a second of the time limit.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -56,7 +57,7 @@ def propose_in_child(
             ) from error
         theirs.close()
         return _relay(ours, deadline, report)
-    except EOFError:
+    except (EOFError, ConnectionError):
         child.join(1.0)
         raise SolverError(f"the child process of the solver died with exit code {child.exitcode}.") from None
     finally:
@@ -78,7 +79,8 @@ def _relay(ours: Connection, deadline: Deadline, report: Report) -> Proposal:
                 raise payload
             getattr(report, kind)(*payload)
         if deadline.expired() and not told_to_stop:
-            ours.send("stop")
+            with contextlib.suppress(OSError):  # the child has just ended; what it said is still to be read
+                ours.send("stop")
             told_to_stop = True
 
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 import platform
 import time
 from collections.abc import Callable, Collection
@@ -116,6 +117,8 @@ def solve(
     reductions = _reductions(solver, presolve)
     _require_capable(solver, posed, reductions)
     _require_sane(tolerance, time_limit, isolation)
+    if on_event is not None and not callable(on_event):
+        raise InputError(f"on_event = {on_event!r} must be a function of one Event, or None.")
     known = _known(posed, start)
     deadline, grace = _time_allowed(posed, time_limit, began, refits=1 if known is None else 2)
     search = _Search(posed, solver, reductions, known, deadline, isolation)
@@ -225,9 +228,15 @@ def _posed(problem: Problem, keep: int | None) -> Problem:
 
 
 def _reductions(solver: Solver, presolve: bool | Collection[str]) -> Collection[str]:
-    if not solver.presolve or presolve is False:
-        return ()
-    return tuple(REDUCTIONS) if presolve is True else presolve
+    if isinstance(presolve, bool):
+        return tuple(REDUCTIONS) if presolve and solver.presolve else ()
+    named = (presolve,) if isinstance(presolve, str) else presolve
+    if not isinstance(named, Collection):
+        raise InputError(f"presolve = {presolve!r} must be True, False or names of reductions.")
+    unknown = [name for name in named if name not in REDUCTIONS]
+    if unknown:
+        raise InputError(f"there is no reduction {unknown[0]!r}: reductions are {', '.join(REDUCTIONS)}.")
+    return named if solver.presolve else ()
 
 
 def _require_capable(solver: Solver, problem: Problem, reductions: Collection[str]) -> None:
@@ -251,9 +260,9 @@ def _spelled(features: Collection[str]) -> str:
 
 
 def _require_sane(tolerance: float, time_limit: float | None, isolation: str) -> None:
-    if not 0.0 <= tolerance < math.inf:
+    if not isinstance(tolerance, numbers.Real) or not 0.0 <= tolerance < math.inf:
         raise InputError(f"tolerance = {tolerance!r} must be a finite number, at least 0.")
-    if time_limit is not None and not time_limit >= 0.0:
+    if time_limit is not None and not (isinstance(time_limit, numbers.Real) and time_limit >= 0.0):
         raise InputError(f"time_limit = {time_limit!r} must be a number of seconds, at least 0, or None.")
     if isolation not in ("thread", "process"):
         raise InputError(f"isolation = {isolation!r} must be 'thread' or 'process'.")
