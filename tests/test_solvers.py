@@ -138,6 +138,11 @@ def test_magnitude_keeps_the_dense_weights():
     assert solution.objective > problem.solve("magnitude_refit").objective
 
 
+def test_outputs_given_as_weights_are_noticed():
+    with pytest.raises(osscar_opt.errors.InputError, match="as targets="):
+        Problem.from_data(np.random.default_rng(0).normal(size=(30, 4)), np.ones((30, 3)))
+
+
 # ------------------------------------------------------------------------------------------------ exhaustive
 
 

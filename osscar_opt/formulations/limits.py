@@ -9,6 +9,7 @@ Because usage is nonnegative, every subset of a feasible support is feasible.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -97,6 +98,18 @@ class Limits:
         2
         """
         return int(self.limit[0]) if self.names == ("keep",) else None
+
+    @property
+    def supports(self) -> int:
+        """Number of supports worth looking at: those of full size under a plain keep, else at most all 2^n.
+
+        Examples
+        --------
+        >>> Limits.of(4, keep=2).supports
+        6
+        """
+        n, keep = self.usage.shape[1], self.cardinality
+        return 2**n if keep is None else math.comb(n, min(keep, n))
 
     def slack(self, support: BoolArray) -> FloatArray:
         """What `support` leaves of each limit, shape (m,); negative where it passes one.

@@ -203,6 +203,10 @@ class Problem:
         Problem(p=2, q=1, groups=Groups(n=2, sizes=1), keep=1)
         """
         second, cross, energy = moments(inputs, targets)
+        if targets is None and weights is not None and len(weights) == len(inputs) != len(second):
+            raise InputError(
+                f"weights has {len(weights)} rows, one for each sample: pass the outputs of the layer as targets=."
+            )
         return cls.from_moments(
             second,
             weights,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -64,16 +63,10 @@ def _pick(problem: Problem) -> tuple[Solver, str]:
 
 
 def _preferences(problem: Problem) -> Iterator[tuple[str, str]]:
-    subsets = _number_of_supports(problem)
+    subsets = problem.limits.supports
     if subsets <= _SUBSETS_ENUMERATED:
         yield "exhaustive", f"there are only {subsets} supports to enumerate"
     if problem.p <= _ROWS_SEARCHED:
         yield "search", f"{problem.p} rows are few enough for a thorough search"
     yield "osscar", f"{problem.p} rows are too many to search thoroughly or to enumerate"
     yield "magnitude_refit", "no stronger method handles this problem"
-
-
-def _number_of_supports(problem: Problem) -> int:
-    """Supports worth looking at: those of full size under a plain keep, else at most all."""
-    keep = problem.limits.cardinality
-    return 2**problem.n if keep is None else math.comb(problem.n, min(keep, problem.n))

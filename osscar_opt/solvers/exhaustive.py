@@ -73,7 +73,7 @@ class Exhaustive(Solver):
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
     ) -> Proposal:
-        total = count_supports(problem)
+        total = problem.limits.supports
         if total > self.max_supports:
             raise CapabilityError(
                 f"there are more than 10^{len(str(total)) - 1} supports to enumerate, and max_supports is "
@@ -92,18 +92,6 @@ class Exhaustive(Solver):
             if deadline.expired():
                 return Proposal(best.support, stats={"supports": done}, termination=Termination.TIME_LIMIT)
         return Proposal(best.support, lower_bound=best.bound, stats={"supports": done})
-
-
-def count_supports(problem: Problem) -> int:
-    """Number of supports that `exhaustive` values (an upper bound of it unless a plain keep is the only limit).
-
-    Examples
-    --------
-    >>> count_supports(Problem(np.eye(4), np.ones((4, 1)), keep=2))
-    6
-    """
-    keep = problem.limits.cardinality
-    return 2**problem.n if keep is None else math.comb(problem.n, min(keep, problem.n))
 
 
 class _Best:
