@@ -40,6 +40,7 @@ autodoc_typehints = "none"  # numpydoc's Parameters sections carry them
 autosummary_generate = False
 numpydoc_show_class_members = False  # the API pages say which members they show
 numpydoc_xref_param_type = False
+smartquotes = False  # X'X is a transpose, "cpu" a string
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 

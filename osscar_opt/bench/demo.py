@@ -294,14 +294,19 @@ class _Steps:
         """Print a row for each method, best first, and the reasons of those that did not run."""
         from rich.table import Table
 
-        table = Table(title="Every method on the same problem", title_justify="left")
+        table = Table(
+            title="Every method on the same problem",
+            title_justify="left",
+            caption="relative: 0 loses nothing, 1 as much as keeping nothing",
+            caption_justify="left",
+        )
         table.add_column("method")
         for name in ("objective", "relative", "time (s)"):
             table.add_column(name, justify="right")
         table.add_column("status")
         table.add_column("termination")
         for row in map(_row, sorted(solutions, key=lambda solution: solution.objective)):
-            numbers = (f"{row['objective']:.6g}", f"{row['relative']:.5f}", f"{row['seconds']:.2f}")
+            numbers = (f"{row['objective']:#.6g}", f"{row['relative']:.5f}", f"{row['seconds']:.2f}")
             table.add_row(row["method"], *numbers, row["status"], row["termination"])
         for name, _ in skipped:
             table.add_row(name, "-", "-", "-", "skipped", "-")

@@ -60,7 +60,7 @@ class Problem:
     dense_weights : (p, q) array, optional
         W0, inputs by outputs (torch stores the transpose).
     constant : float, optional
-        c.  If None, the constant that makes the objective 0 at the unconstrained optimum.
+        The constant c.  If None, the one that makes the objective 0 at the unconstrained optimum.
     costs, budget : (n,) array and float, optional
         The costs of the groups that stay may add up to budget.
     always_keep, always_remove : (n,) mask or list of group indices, optional
@@ -187,7 +187,7 @@ class Problem:
         weights : (p, q) array, optional
             W0.  Without targets, the targets are X W0.
         targets : (N, q) array, optional
-            Y.
+            The targets Y.
         damping : float, optional
             Relative to mean diag(X'X/N); added to the diagonal, and pulling towards W0 (towards 0 without weights).
         sparsity : float, optional
@@ -656,7 +656,7 @@ class Problem:
         Examples
         --------
         >>> print(Problem(np.eye(2), [[1.0], [3.0]], keep=1, name="toy").describe())
-        toy: 2 rows by 1 columns, Groups(n=2, sizes=1)
+        toy: 2 rows by 1 columns, 2 groups of 1
         limits:            keep = 1
         objective:         0 at best, 5 with nothing kept
         diagonal of gram:  1 to 1
@@ -664,8 +664,10 @@ class Problem:
         limits = ", ".join(f"{name} = {limit:.6g}" for name, limit in _shown_limits(self)) or "none"
         forced = int(self.always_keep.sum()), int(self.always_remove.sum())
         diagonal = self.gram.diagonal()
+        sizes = sorted({int(size) for size in self.groups.sizes})
+        of = "" if not sizes else f" of {sizes[0]}" if len(sizes) == 1 else f" of {sizes[0]} to {sizes[-1]}"
         lines = [
-            f"{self.name or 'problem'}: {self.p} rows by {self.q} columns, {self.groups!r}",
+            f"{self.name or 'problem'}: {self.p} rows by {self.q} columns, {self.n} groups{of}",
             f"limits:            {limits}",
             f"objective:         {self.base:.6g} at best, {self.constant:.6g} with nothing kept",
         ]

@@ -79,9 +79,9 @@ class Factor:
     matrix : (p, p) array
         H itself, needed for refinement; not copied.
     scale : (p,) array
-        d.
+        The scale d.
     lower : (p, p) array
-        L.  Above its diagonal stand unspecified numbers.
+        The factor L.  Above its diagonal stand unspecified numbers.
 
     Examples
     --------

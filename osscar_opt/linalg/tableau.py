@@ -51,7 +51,7 @@ class Tableau:
     gram : (p, p) array
         H, symmetric positive definite. Rows are scaled to unit diagonal inside (equilibration).
     cross : (p, q) array
-        G.
+        The matrix G.
     group_of_row : (p,) int array
         Labels 0..n-1; groups may differ in size and need not be contiguous.
     support : (n,) bool array

@@ -43,10 +43,10 @@ class Exhaustive(Solver):
     r"""Values every support that the limits allow, and returns the best with the least value as its bound.
 
     Groups are decided one after another. Deciding that group g moves off the starting side is a pivot on its block D of
-    the reduced pair (T, N), with t the columns of g in T and V = t D^-1,
+    the reduced pair (T, N), with t the columns of g in T and V = t inv(D),
 
     .. math:: T \leftarrow T - V t', \quad N \leftarrow N - V N_{g:} - N_{:g} V' + V N_{gg} V', \quad
-              \text{change} \mathrel{+}= \pm\tfrac12 \mathrm{tr}(D^{-1} N_{gg}),
+              f \leftarrow f \pm \tfrac12 \mathrm{tr}(D^{-1} N_{gg}),
 
     after which its rows are dropped, as they are if it does not move; many partial choices are pivoted as one batch.
     With T = inv(H), N = W0 W0' everything is kept at the start and groups leave; with T = H, N = G G' nothing is, and
