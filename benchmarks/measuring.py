@@ -1,0 +1,271 @@
+"""What the benchmarks of exact methods share: methods written as text, timed runs, results that resume, tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+import osscar_opt
+from osscar_opt import Problem
+from osscar_opt.errors import OptionError, OsscarError, UnavailableError, UnknownMethodError
+from osscar_opt.formulations.solution import Termination
+
+Record = dict[str, Any]
+SAME = 1e-6  # relative; objectives closer than this are equal
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method with options; `label` is how it was written."""
+
+    label: str
+    name: str
+    options: dict[str, Any]
+
+    @classmethod
+    def parse(cls, label: str) -> Method:
+        name, _, rest = label.partition(":")
+        options: dict[str, Any] = {}
+        for part in filter(None, rest.split(",")):
+            key, equals, value = part.partition("=")
+            options[key if equals else "solver"] = _value(value) if equals else key
+        known = osscar_opt.solvers()
+        if name in known.names and any(option.name == "threads" for option in known[name].options):
+            options.setdefault("threads", 1)
+        return cls(label, name, options)
+
+    def why_not(self) -> str:
+        """Why this method cannot run here, or ""; the first, slow imports happen here, before anything is timed."""
+        tiny = Problem(np.diag([2.0, 1.0, 3.0]), np.ones((3, 2)), keep=2)
+        try:
+            tiny.solve(self.name, progress=False, time_limit=60, **self.options)
+        except (UnknownMethodError, UnavailableError, OptionError) as error:
+            return str(error)
+        except OsscarError as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def solve(problem: Problem, method: Method, limit: float, *, repeat_below: float = 0.0) -> Record:
+    """Solve, and say what came out. Runs that are short together are repeated, and the median time is returned."""
+    seconds: list[float] = []
+    while True:
+        begin = time.perf_counter()
+        try:
+            found = problem.solve(method.name, time_limit=limit, progress=False, **method.options)
+        except OsscarError as error:  # too large for a limited licence, say
+            return {"status": "refused", "message": str(error)}
+        seconds.append(time.perf_counter() - begin)
+        if found.termination is Termination.INTERRUPTED:  # by Ctrl-C, meant for the whole run
+            raise KeyboardInterrupt
+        if sum(seconds) >= repeat_below or len(seconds) == 5:
+            break
+    return {
+        "status": str(found.status),
+        "termination": str(found.termination),
+        "proved": str(found.status) == "optimal",
+        "objective": found.objective,
+        "relative": _finite(found.relative),
+        "bound": _finite(found.bound),
+        "bound_kind": str(found.bound_kind),
+        "gap": _finite(found.gap),
+        "nodes": _finite(found.stats.get("nodes")),
+        "seconds": statistics.median(seconds),
+        "search_seconds": found.solve_time,
+        "message": found.message,
+        "stats": {key: value for key, value in found.stats.items() if isinstance(value, int | float | str)},
+    }
+
+
+def _finite(number: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    return number if number is not None and math.isfinite(number) else None
+
+
+class Apart:
+    """A child process that solves, so that a solver that crashes or passes its limit spoils no later run."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+        self._warm: set[str] = set()
+
+    def solve(self, problem: Problem, method: Method, limit: float) -> Record:
+        if self._pool is None:
+            self._pool = multiprocessing.get_context("spawn").Pool(1)
+        try:
+            if method.label not in self._warm:
+                self._pool.apply_async(method.why_not).get(120)
+                self._warm.add(method.label)
+            waiting = self._pool.apply_async(solve, (problem, method, limit), {"repeat_below": 0.3})
+            return waiting.get(1.1 * limit + 10)
+        except multiprocessing.TimeoutError:
+            self.close()
+            return {"status": "none", "message": "crashed, or did not stop at the time limit"}
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool, self._warm = None, set()
+
+
+def inverse_seconds(gram: np.ndarray) -> float:
+    """Seconds of one Cholesky inverse; of tiny matrices, many are timed together."""
+    lapack, columns = scipy.linalg.lapack, np.asfortranarray(gram)
+
+    def inverses(count: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(count):
+            factor, _ = lapack.dpotrf(columns, lower=1, clean=0)
+            lapack.dpotri(factor, lower=1, overwrite_c=1)
+        return (time.perf_counter() - begin) / count
+
+    count = max(1, math.ceil(2e-3 / min(inverses(1) for _ in range(3))))
+    return statistics.median(inverses(count) for _ in range(7))
+
+
+class Results:
+    """Records of earlier runs and of this one, one JSON object a line."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[tuple[Any, ...], Record] = {}
+        for line in path.read_text().splitlines() if path is not None and path.exists() else ():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the line that an interrupted run did not finish
+            self._known[self._key(record)] = record
+
+    @staticmethod
+    def _key(record: Record) -> tuple[Any, ...]:
+        return tuple(record[name] for name in ("kind", "case", "method", "limit", "hash"))
+
+    def get(self, task: Record) -> Record | None:
+        return self._known.get(self._key(task))
+
+    def add(self, record: Record) -> None:
+        self._known[self._key(record)] = record
+        if self._path is not None:
+            whole = not self._path.exists() or self._path.read_bytes()[-1:] in (b"", b"\n")
+            with self._path.open("a") as file:
+                file.write(("" if whole else "\n") + json.dumps(record, allow_nan=False) + "\n")
+
+
+def run(tasks: Sequence[tuple[Record, Callable[[], Record]]], results: Results) -> list[Record]:
+    """Do every task that is not in the results, with progress; all records, in the order of the tasks."""
+    left = [task for task, _ in tasks if results.get(task) is None]
+    say(f"{len(tasks)} runs, {len(tasks) - len(left)} of them done already")
+    begin, done = time.perf_counter(), 0
+    for task, work in tasks:
+        if results.get(task) is not None:
+            continue
+        try:
+            found = work()
+        except KeyboardInterrupt:
+            say("interrupted: the tables hold what is done so far")
+            break
+        results.add(task | found | {"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "load": os.getloadavg()[0]})
+        done += 1
+        spent = time.perf_counter() - begin
+        rest = spent / done * (len(left) - done)
+        say(
+            f"[{done}/{len(left)}] {_short(results.get(task) or {})} | {spent:.0f} s, about {rest:.0f} s left"
+        )
+    return [record for task, _ in tasks if (record := results.get(task)) is not None]
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _short(record: Record) -> str:
+    said = f"{record['case']} {record['method']}: {record.get('status', '')}"
+    if record.get("gap"):
+        said += f", gap {100 * record['gap']:.3g} %"
+    if record.get("nodes") is not None:
+        said += f", {record['nodes']} nodes"
+    return said + (f", {record['seconds']:.3g} s" if "seconds" in record else "")
+
+
+def task_of(kind: str, case: str, problem: Problem, method: str, limit: float, **more: Any) -> Record:
+    return {
+        "kind": kind,
+        "case": case,
+        "method": method,
+        "limit": limit,
+        "hash": problem.hash,
+        "p": problem.p,
+        "q": problem.q,
+        "n": problem.n,
+        "keep": problem.keep,
+        "version": osscar_opt.__version__,
+        **more,
+    }
+
+
+def available(labels: Iterable[str]) -> list[Method]:
+    """The methods that can run here; the others are named, and left out."""
+    methods = []
+    for method in map(Method.parse, labels):
+        reason = method.why_not()
+        if reason:
+            say(f"{method.label} is left out: {reason}")
+        else:
+            methods.append(method)
+    return methods
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]], align: str) -> str:
+    """A table; columns past the letters of `align` are aligned to the right."""
+    rules = [" --- " if align[i : i + 1] == "l" else " ---: " for i in range(len(head))]
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(rules)}|"]
+    lines += [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else "0" if value <= SAME else f"{100 * value:.3g} %"
+
+
+def median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def geometric_mean(values: Sequence[float]) -> float | None:
+    return statistics.geometric_mean(values) if values else None
+
+
+def machine() -> str:
+    cpu = platform.processor() or platform.machine()
+    with Path("/proc/cpuinfo").open() if Path("/proc/cpuinfo").exists() else Path(os.devnull).open() as lines:
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return f"{cpu}, numpy {np.__version__}, osscar_opt {osscar_opt.__version__}"
