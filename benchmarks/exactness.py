@@ -39,6 +39,7 @@ from measuring import (
     Record,
     Results,
     available,
+    finite,
     geometric_mean,
     inverse_seconds,
     machine,
@@ -227,6 +228,8 @@ def leading_outputs(problem: Problem, count: int) -> Problem:
 
 
 def peer_instances(options: argparse.Namespace) -> Iterator[tuple[str, Problem]]:
+    if min(options.sizes) < 8:
+        raise SystemExit("generated layers have at least 8 groups: pass --sizes of 8 and more.")
     layers: dict[str, Problem | None] = {"generated": None}
     for name in options.layers:
         layers[name] = osscar_opt.load(options.data / f"{name}.safetensors")
@@ -355,7 +358,7 @@ def large(options: argparse.Namespace) -> None:
 
 def _large_one(problem: Problem, options: argparse.Namespace, unit: float) -> Record:
     begin = time.perf_counter()
-    bound = float(problem.lower_bound(time_limit=options.seconds).value)
+    bound = finite(float(problem.lower_bound(time_limit=options.seconds).value))
     seconds = time.perf_counter() - begin
     found = {
         name: problem.solve(name, time_limit=options.search_seconds, progress=False).objective
@@ -369,7 +372,7 @@ def _large_one(problem: Problem, options: argparse.Namespace, unit: float) -> Re
         "by": best,
         "found": found,
         "bound": bound,
-        "gap": (value - bound) / value,
+        "gap": None if bound is None else (value - bound) / value,
         "relative": value / problem.constant,
         "seconds": seconds,
         "inverses": seconds / unit,
@@ -388,7 +391,7 @@ def large_table(records: Iterable[Record]) -> str:
             r["by"],
             number(r["bound"], 6),
             percent(r["gap"]),
-            number(r["objective"] / r["bound"] if r["bound"] > 0 else None),
+            number(r["objective"] / r["bound"] if (r["bound"] or 0.0) > 0.0 else None),
             number(r["seconds"]),
             number(r["inverses"]),
         )

@@ -85,21 +85,22 @@ def solve(problem: Problem, method: Method, limit: float, *, repeat_below: float
         "termination": str(found.termination),
         "proved": str(found.status) == "optimal",
         "objective": found.objective,
-        "relative": _finite(found.relative),
-        "bound": _finite(found.bound),
+        "relative": finite(found.relative),
+        "bound": finite(found.bound),
         "bound_kind": str(found.bound_kind),
-        "gap": _finite(found.gap),
-        "nodes": _finite(found.stats.get("nodes")),
+        "gap": finite(found.gap),
+        "nodes": finite(found.stats.get("nodes")),
         "seconds": statistics.median(seconds),
         "search_seconds": found.solve_time,
         "message": found.message,
-        "stats": {key: value for key, value in found.stats.items() if isinstance(value, int | float | str)},
+        "stats": {key: finite(value) for key, value in found.stats.items() if np.isscalar(value)},
     }
 
 
-def _finite(number: Any) -> Any:
-    """JSON has no infinity and no NaN."""
-    return number if number is not None and math.isfinite(number) else None
+def finite(value: Any) -> Any:
+    """JSON has no infinity, no NaN and no numpy numbers."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
 class Apart:

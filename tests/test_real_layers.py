@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from osscar_opt import Problem
+from osscar_opt.solvers.base import Proposal, Solver
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -130,6 +132,28 @@ def test_reach_resumes_and_sums_up(
     run(scripts[1], monkeypatch, *options, "--families", "encoder-first", "conv", *methods)
     assert "4 runs, 3 of them done already" in capsys.readouterr().err
     assert len(results.read_text().splitlines()) == 5
+
+
+@dataclass(frozen=True)
+class Odd(Solver):
+    """Counts in numpy's numbers, and knows no bound."""
+
+    name: ClassVar[str] = "odd"
+
+    def propose(self, problem: Problem, **_: object) -> Proposal:
+        stats = {"nodes": np.int64(3), "root": -np.inf, "sizes": [1, 2], "seconds": np.float32(0.5)}
+        return Proposal(np.arange(problem.n) < 2, stats=stats)
+
+
+def test_whatever_a_solver_counts_fits_into_the_results(scripts: tuple[Any, Any], tmp_path: Path) -> None:
+    exactness, problem = scripts[1], layer(5, 3).with_limits(keep=2)
+    task = exactness.task_of("reach", "a", problem, "odd", 1.0)
+    found = exactness.solve(problem, exactness.Method("odd", Odd(), {}), 1.0)
+    exactness.Results(tmp_path / "results").add(task | found)
+    record = exactness.Results(tmp_path / "results").get(task)
+    assert (record["nodes"], record["bound"], record["gap"], record["proved"]) == (3, None, None, False)
+    assert {key: record["stats"][key] for key in ("root", "seconds")} == {"root": None, "seconds": 0.5}
+    assert record["objective"] == problem.value([0, 1])
 
 
 def test_contradictions_are_named(scripts: tuple[Any, Any]) -> None:
