@@ -332,31 +332,27 @@ def size_table(records: Iterable[Record], labels: Sequence[str]) -> str:
 def large(options: argparse.Namespace) -> None:
     if not hasattr(Problem, "lower_bound"):
         raise SystemExit("this version of osscar_opt has no Problem.lower_bound.")
-    results = Results(options.json)
-    records = []
-    sources: list[tuple[str, Callable[[], Problem]]] = [
-        (name, lambda name=name: osscar_opt.load(options.data / f"{name}.safetensors"))
-        for name in options.layers
+    layers = {name: osscar_opt.load(options.data / f"{name}.safetensors") for name in options.layers}
+    layers |= {f"generated-{p}": generated(p, 3 * p // 8, seed=options.seed) for p in options.generated}
+    problems = {
+        f"{name}/keep{keep}": layer.with_limits(keep=keep)
+        for name, layer in layers.items()
+        for keep in (round(ratio * layer.n) for ratio in options.ratios)
+    }
+    tasks = [
+        (
+            task_of("large", name, problem, "lower_bound", options.seconds),
+            lambda problem=problem: _large_one(problem, options),
+        )
+        for name, problem in problems.items()
     ]
-    sources += [
-        (f"generated-{p}", lambda p=p: generated(p, 3 * p // 8, seed=options.seed)) for p in options.generated
-    ]
-    for name, make in sources:  # one at a time: they are large
-        layer = make()
-        unit = inverse_seconds(layer.gram)
-        tasks = []
-        for ratio in options.ratios:
-            problem = layer.with_limits(keep=round(ratio * layer.n))
-            task = task_of("large", f"{name}/keep{problem.keep}", problem, "lower_bound", options.seconds)
-            tasks.append(
-                (task | {"unit": unit}, lambda problem=problem, unit=unit: _large_one(problem, options, unit))
-            )
-        records += run(tasks, results)
+    records = run(tasks, Results(options.json))
     print(f"### Lower bounds in {options.seconds:.6g} s, one thread\n")
     print(large_table(records))
 
 
-def _large_one(problem: Problem, options: argparse.Namespace, unit: float) -> Record:
+def _large_one(problem: Problem, options: argparse.Namespace) -> Record:
+    unit = inverse_seconds(problem.gram)
     begin = time.perf_counter()
     bound = finite(float(problem.lower_bound(time_limit=options.seconds).value))
     seconds = time.perf_counter() - begin
@@ -375,6 +371,7 @@ def _large_one(problem: Problem, options: argparse.Namespace, unit: float) -> Re
         "gap": None if bound is None else (value - bound) / value,
         "relative": value / problem.constant,
         "seconds": seconds,
+        "unit": unit,
         "inverses": seconds / unit,
     }
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ import scipy.linalg
 import osscar_opt
 from osscar_opt import Problem
 from osscar_opt.errors import OptionError, OsscarError, UnavailableError, UnknownMethodError
-from osscar_opt.formulations.solution import Termination
 
 Record = dict[str, Any]
 SAME = 1e-6  # relative; objectives closer than this are equal
@@ -76,8 +77,6 @@ def solve(problem: Problem, method: Method, limit: float, *, repeat_below: float
         except OsscarError as error:  # too large for a limited licence, say
             return {"status": "refused", "message": str(error)}
         seconds.append(time.perf_counter() - begin)
-        if found.termination is Termination.INTERRUPTED:  # by Ctrl-C, meant for the whole run
-            raise KeyboardInterrupt
         if sum(seconds) >= repeat_below or len(seconds) == 5:
             break
     return {
@@ -177,22 +176,40 @@ def run(tasks: Sequence[tuple[Record, Callable[[], Record]]], results: Results) 
     left = [task for task, _ in tasks if results.get(task) is None]
     say(f"{len(tasks)} runs, {len(tasks) - len(left)} of them done already")
     begin, done = time.perf_counter(), 0
-    for task, work in tasks:
-        if results.get(task) is not None:
-            continue
-        try:
-            found = work()
-        except KeyboardInterrupt:
-            say("interrupted: the tables hold what is done so far")
-            break
-        results.add(task | found | {"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "load": os.getloadavg()[0]})
-        done += 1
-        spent = time.perf_counter() - begin
-        rest = spent / done * (len(left) - done)
-        say(
-            f"[{done}/{len(left)}] {_short(results.get(task) or {})} | {spent:.0f} s, about {rest:.0f} s left"
-        )
+    with interrupts() as seen:
+        for task, work in tasks:
+            if results.get(task) is not None:
+                continue
+            with contextlib.suppress(KeyboardInterrupt):
+                found = work()
+            if seen:
+                say("interrupted: the tables hold what is done so far")
+                break
+            results.add(task | found | {"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "load": os.getloadavg()[0]})
+            done += 1
+            spent = time.perf_counter() - begin
+            rest = spent / done * (len(left) - done)
+            said = _short(results.get(task) or {})
+            say(f"[{done}/{len(left)}] {said} | {spent:.0f} s, about {rest:.0f} s left")
     return [record for task, _ in tasks if (record := results.get(task)) is not None]
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """A list that is filled when Ctrl-C comes: solving survives it, and returns what it has as if time were up."""
+    seen: list[int] = []
+
+    def note(signum: int, frame: object) -> None:
+        seen.append(signum)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not where a shell has switched it off
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def say(text: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,3 +191,25 @@ def test_peers_are_compared_on_what_both_solved(scripts: tuple[Any, Any]) -> Non
     assert scripts[1].size_table(records, ["ours", "theirs"]).splitlines()[2] == (
         "| 8 | 2 | 2 of 3, 0.1 s | 3 of 4, 5.85 s |"
     )
+
+
+def test_ctrl_c_ends_the_runs_and_records_none_that_it_cut_short(
+    scripts: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exactness, problem = scripts[1], layer(5, 3).with_limits(keep=2)
+
+    def interrupted() -> dict[str, Any]:
+        with contextlib.suppress(KeyboardInterrupt):  # as solving does
+            signal.raise_signal(signal.SIGINT)
+        return {"status": "feasible"}
+
+    def whole() -> dict[str, Any]:
+        return {"status": "optimal"}
+
+    works = {"a": whole, "b": interrupted, "c": whole}
+    tasks = [(exactness.task_of("reach", case, problem, "m", 1.0), work) for case, work in works.items()]
+    before = signal.getsignal(signal.SIGINT)
+    records = exactness.run(tasks, exactness.Results(tmp_path / "results"))
+    assert [record["case"] for record in records] == ["a"]
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
