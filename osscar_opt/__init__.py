@@ -48,7 +48,9 @@ _HOME_OF = {
     "load": "osscar_opt.instances",
     "solve": "osscar_opt.solvers.referee",
 }
-_SUBPACKAGES = frozenset({"errors", "formulations", "instances", "linalg", "solvers", "testing", "torch"})
+_SUBPACKAGES = frozenset(
+    {"certificates", "errors", "formulations", "instances", "linalg", "solvers", "testing", "torch"}
+)
 
 
 def __getattr__(name: str) -> Any:
