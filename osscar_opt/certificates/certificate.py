@@ -280,13 +280,19 @@ class Certificate:
         return _file(metadata, arrays)
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str] | bytes) -> Certificate:
+    def load(cls, source: str | os.PathLike[str] | bytes, problem: Any = None) -> Certificate:
         """Read a certificate from its file, or from the bytes of one.  Nothing is proved before `check`.
+
+        Parameters
+        ----------
+        source : path-like or bytes
+        problem : Problem, optional
+            The certificate's problem; needed only if the file was written with ``embed=False``.
 
         Raises
         ------
         FormatError
-            In one sentence: not a certificate, another version, cut short, or damaged.
+            In one sentence: not a certificate, another version, cut short, damaged, or of another problem.
 
         Examples
         --------
@@ -296,6 +302,8 @@ class Certificate:
         """
         try:
             document = checker.read(source)
+            if problem is not None:
+                document = document._replace(posed=checker.same_problem(document.posed, Posed.of(problem)))
         except checker.Refused as reason:
             label = "certificate" if isinstance(source, bytes) else os.fspath(source)
             sentence = str(reason)

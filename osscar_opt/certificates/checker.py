@@ -38,7 +38,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CheckReport", "Document", "Posed", "Refused", "check", "header_seal", "main", "read", "walk"]
+__all__ = [
+    "CheckReport",
+    "Document",
+    "Posed",
+    "Refused",
+    "check",
+    "header_seal",
+    "main",
+    "read",
+    "same_problem",
+    "walk",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -97,6 +108,10 @@ class Refused(Exception):
     """Why a certificate is not believed, in one sentence."""
 
 
+class GivenUp(Refused):
+    """Why it cannot be told whether a certificate holds, in one sentence."""
+
+
 @dataclass(frozen=True)
 class CheckReport:
     """What a check found.
@@ -119,6 +134,8 @@ class CheckReport:
     nodes, relaxations : int
     reasons : tuple of str
         What does not hold, a sentence each; empty if `valid`.
+    given_up : bool
+        Whether the check was given up: it takes too much work or memory, or float64 is not enough for this problem.
     hash, name : str
         Of the problem, as the certificate states them.
     seconds : float
@@ -142,6 +159,7 @@ class CheckReport:
     nodes: int = 0
     relaxations: int = 0
     reasons: tuple[str, ...] = ()
+    given_up: bool = False
     hash: str = ""
     name: str = ""
     seconds: float = 0.0
@@ -269,17 +287,17 @@ def check(certificate: Any, problem: Any = None, *, max_operations: float = MOST
             document = certificate.document() if hasattr(certificate, "document") else read(certificate)
             report = _examined(document, None if problem is None else Posed.of(problem), max_operations)
     except Refused as reason:
-        report = _refusal(str(reason), document)
+        report = _refusal(str(reason), document, isinstance(reason, GivenUp))
     except MemoryError:
-        report = _refusal("Checking it takes more memory than is free.", document)
+        report = _refusal("Checking it takes more memory than is free.", document, True)
     except Exception as error:  # a file may hold anything, and a checker that breaks down has proved nothing
-        report = _refusal(f"It cannot be evaluated ({type(error).__name__}: {error}).", document)
+        report = _refusal(f"It cannot be evaluated ({type(error).__name__}: {error}).", document, False)
     return _with_seconds(report, time.perf_counter() - began)
 
 
-def _refusal(reason: str, document: Document | None) -> CheckReport:
+def _refusal(reason: str, document: Document | None, given_up: bool) -> CheckReport:
     if document is None:
-        return CheckReport(False, "nothing", reasons=(reason,))
+        return CheckReport(False, "nothing", reasons=(reason,), given_up=given_up)
     posed = document.posed
     return CheckReport(
         False,
@@ -287,6 +305,7 @@ def _refusal(reason: str, document: Document | None) -> CheckReport:
         claimed_bound=document.bound,
         claimed_value=document.value,
         reasons=(reason,),
+        given_up=given_up,
         hash=posed.hash,
         name=posed.name,
     )
@@ -297,7 +316,7 @@ def _with_seconds(report: CheckReport, seconds: float) -> CheckReport:
 
 
 def _examined(document: Document, problem: Posed | None, max_operations: float) -> CheckReport:
-    posed = document.posed if problem is None else _same(document.posed, problem)
+    posed = document.posed if problem is None else same_problem(document.posed, problem)
     layout = _Layout(posed)
     forest = _Forest(document, layout)
     _limit_work(forest, max_operations)
@@ -658,9 +677,7 @@ class _Space:
                 return below
         if _definite(_less(self.h[None], 3.0 * self.shift))[0]:
             return 2.0 * self.shift
-        raise Refused(
-            "The Gram matrix is not positive definite beyond doubt: float64 proves nothing about it."
-        )
+        raise GivenUp("The Gram matrix is so close to singular that float64 proves nothing about it.")
 
     def values(self, supports: Mask) -> tuple[Floats, Floats]:
         """Values of supports (B, n), and numbers that they are not below, rounding considered."""
@@ -749,8 +766,22 @@ def _directions(basis: Floats, terms: Ints, q: int) -> tuple[Floats, list[slice]
     ]
 
 
-def _same(stated: Posed, given: Posed) -> Posed:
-    """The given problem, if it is the one the certificate is about."""
+def same_problem(stated: Posed, given: Posed) -> Posed:
+    """Return the given problem if it is the one a certificate states.
+
+    Raises
+    ------
+    Refused
+        If it is another one.
+
+    Examples
+    --------
+    >>> from osscar_opt import Problem
+    >>> posed = Posed.of(Problem(np.eye(2), np.ones((2, 1)), keep=1))
+    >>> same_problem(posed, Posed.of(Problem(np.eye(2), np.ones((2, 1)), keep=2)))
+    Traceback (most recent call last):
+    osscar_opt.certificates.checker.Refused: It is for another problem: limit differs.
+    """
     if stated.hash and given.hash and stated.hash != given.hash:
         raise Refused(f"It is for problem {stated.hash[:12]}, not for problem {given.hash[:12]}.")
     for name in (
@@ -821,7 +852,7 @@ class _Forest:
         self.tree, self.cites = document.tree, document.cites
         self.leaves = np.flatnonzero(self.tree < 0)
         if max(len(self.tree), len(document.relaxed_at)) * layout.n > _CELLS:
-            raise Refused(f"The tree of {len(self.tree)} nodes over {layout.n} groups is too large to walk.")
+            raise GivenUp(f"The tree of {len(self.tree)} nodes over {layout.n} groups is too large to walk.")
         self.state = walk(self.tree, layout.root)
         self.kinds = self.tree[self.leaves]
         self.cited = np.unique(self.cites[self.cites >= 0])
@@ -929,7 +960,7 @@ def _limit_work(forest: _Forest, most: float) -> None:
         columns, p
     )
     if operations > most:
-        raise Refused(
+        raise GivenUp(
             f"Checking it would take {operations:.0e} operations, and no more than {most:.0e} are allowed."
         )
 

@@ -21,6 +21,7 @@ import numpy as np
 from scipy.linalg import qr
 
 from osscar_opt._typing import BoolArray, FloatArray, IntArray
+from osscar_opt.certificates import Certificate
 from osscar_opt.errors import InputError
 from osscar_opt.formulations._budgets import Budgets
 from osscar_opt.formulations.problem import Problem
@@ -155,6 +156,35 @@ class Presolved:
         for _, step in self.steps:
             support = step.restrict_support(support)
         return support
+
+    def lift_certificate(self, certificate: Certificate) -> Certificate:
+        """Certificate of the original problem that says the same as one of the presolved problem.
+
+        Raises
+        ------
+        InputError
+            If the certificate is not about the presolved problem's groups.
+
+        Examples
+        --------
+        >>> from osscar_opt.certificates import ProofTree
+        >>> problem = Problem(np.eye(3), np.ones((3, 1)), keep=2, always_keep=[0])
+        >>> presolved = presolve(problem)
+        >>> tree = ProofTree.of(presolved.problem)
+        >>> tree.close_enumerated(0)
+        >>> certificate = Certificate.of(presolved.problem, tree, bound=0.5)
+        >>> presolved.lift_certificate(certificate).check(problem).valid
+        True
+        """
+        groups, before = np.arange(self.original.n), self.original
+        columns = None
+        for _, step in self.steps:
+            groups = groups[step.left]
+            if step.problem.q != before.q:  # G was replaced by G Q, with G = G Q Q'
+                columns = qr(before.cross.T, mode="economic", check_finite=False)[0]
+            before = step.problem
+        support = None if certificate.support is None else self.lift_support(certificate.support)
+        return certificate.lifted(self.original, groups, columns=columns, support=support)
 
 
 def presolve(problem: Problem, names: bool | Collection[str] = True) -> Presolved:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from osscar_opt._typing import BoolArray, FloatArray, IntArray
+from osscar_opt.certificates import Certificate
 from osscar_opt.errors import SolverError, UnavailableError
 
 if TYPE_CHECKING:
@@ -118,7 +119,9 @@ class Solution:
     stats : mapping
     options : mapping
         Every option of the method, as resolved.
-    certificate : object or None
+    certificate : Certificate or object or None
+        A proof of the bound, checked before it came here: `Certificate.save` writes it to a file that anyone can
+        check, ``certificate.check()`` does so once more.  Methods of others may return objects of their own.
     setup_time, solve_time : float
         Seconds of presolve, and of the search itself.
     versions : mapping
@@ -250,6 +253,10 @@ class Solution:
             raise SolverError(f"the objective is {recomputed:.12g}, not {self.objective:.12g} as stated.")
         if self.bound > self.objective + 1e-6 * abs(self.objective) + slack:
             raise SolverError(f"the bound {self.bound:.12g} is above the objective {self.objective:.12g}.")
+        if isinstance(self.certificate, Certificate) and self.bound_kind is BoundKind.CERTIFIED:
+            report = self.certificate.check(problem)
+            if not report.valid:
+                raise SolverError(f"the certificate does not hold: {report.reasons[0]}")
 
     def apply_to(self, layer: Any, name: str | None = None) -> Any:
         """Write the weights into a torch layer; see `osscar_opt.torch.apply.apply_solution`.

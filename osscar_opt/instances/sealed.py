@@ -25,7 +25,7 @@ from osscar_opt.instances.container import open_container, replacing
 
 __all__ = ["Entry", "SealedFile", "file_kind", "write_file"]
 
-_CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "bool": "BOOL"}
+_CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "bool": "BOOL", "uint8": "U8"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def write_file(
     metadata : mapping of str to str
         Entries beside ``format``, ``version``, ``sha256`` and ``seal``, which are added here.
     arrays : mapping of str to array
-        Of float64, float32, int64 or bool.
+        Of float64, float32, int64, bool or uint8.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     entries = {name: Entry(_CODES[array.dtype.name], array.shape) for name, array in arrays.items()}
@@ -114,7 +114,7 @@ class SealedFile:
         self._file.__exit__(*exc)
 
     def read(self, name: str, *, finite: bool = True) -> AnyArray:
-        """Return an array of type F64, F32, I64 or BOOL.
+        """Return an array of type F64, F32, I64, BOOL or U8.
 
         Its sum is checked, that masks hold 0 and 1, and, if ``finite``, that there is no NaN or infinite value.
         """
@@ -167,7 +167,7 @@ class SealedFile:
 
 
 def file_kind(path: str | os.PathLike[str]) -> str:
-    """Tell an instance file from a solution file by the format its header names; nothing else is checked.
+    """Tell what a file is by the format its header names; nothing else is checked.
 
     Parameters
     ----------
@@ -176,12 +176,12 @@ def file_kind(path: str | os.PathLike[str]) -> str:
     Returns
     -------
     str
-        ``"instance"`` or ``"solution"``.
+        ``"instance"``, ``"solution"`` or ``"certificate"``.
 
     Raises
     ------
     FormatError
-        If it is neither.
+        If it is none of them.
 
     Examples
     --------
@@ -195,8 +195,8 @@ def file_kind(path: str | os.PathLike[str]) -> str:
     with open_container(path) as file:
         metadata: dict[str, str] = file.metadata() or {}
     family, _, kind = metadata.get("format", "").partition("/")
-    if family != "osscar-opt" or kind not in ("instance", "solution"):
-        raise FormatError(f"{os.fspath(path)}: neither an instance nor a solution of osscar-opt.")
+    if family != "osscar-opt" or kind not in ("instance", "solution", "certificate"):
+        raise FormatError(f"{os.fspath(path)}: no instance, solution or certificate of osscar-opt.")
     return kind
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from osscar_opt._typing import AnyArray
+from osscar_opt.certificates import Certificate
 from osscar_opt.errors import FormatError
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import BoundKind, Solution, Status, Termination, TraceEntry
@@ -24,7 +26,8 @@ from osscar_opt.instances.sealed import SealedFile, write_file
 __all__ = ["SolutionInfo", "load_solution", "save_solution", "solution_info"]
 
 KIND = "osscar-opt/solution"
-VERSION = "1.0"
+VERSION = "1.1"
+_WITHOUT_CERTIFICATE = "1.0"
 
 _NUMBERS = ("objective", "bound", "setup_time", "solve_time")
 _TEXTS = ("method", "message")
@@ -78,7 +81,8 @@ def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
     ----------
     solution : Solution
     path : path-like
-        By custom it ends in ``.safetensors``.  A certificate is kept if JSON can hold it.
+        By custom it ends in ``.safetensors``.  A `Certificate` goes into it, without the arrays of the problem
+        (`Certificate.save` writes a file that can be checked by itself); any other certificate if JSON can hold it.
 
     Raises
     ------
@@ -99,7 +103,7 @@ def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
     problem = solution.problem
     rows = [(entry.time, entry.objective, entry.bound) for entry in solution.trace]
     trace = np.array(rows, dtype=np.float64).reshape(-1, 3)
-    arrays = {
+    arrays: dict[str, AnyArray] = {
         "support": np.asarray(solution.support),
         "weights": np.asarray(solution.weights, dtype=np.float64),
         "trace": trace,
@@ -107,10 +111,13 @@ def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
     result = {
         name: _plain(getattr(solution, name)) for name in (*_TEXTS, *_NUMBERS, *_MAPPINGS, *_ENUMS, *_DERIVED)
     }
-    try:
-        result["certificate"] = json.loads(json.dumps(solution.certificate, allow_nan=False))
-    except (TypeError, ValueError, RecursionError):
-        result["certificate"] = None  # an object of the solver's own; it outlives the process only as JSON
+    version = _WITHOUT_CERTIFICATE
+    if isinstance(solution.certificate, Certificate):
+        raw = solution.certificate.to_bytes(embed=False)
+        arrays["certificate"], version = np.frombuffer(raw, dtype=np.uint8), VERSION
+        result["certificate"] = None
+    else:
+        result["certificate"] = _as_json(solution.certificate)
     posed = {
         "hash": solution.problem_hash,
         "name": problem.name,
@@ -118,7 +125,7 @@ def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
         "keep": problem.keep,
     }
     metadata = {"problem": json.dumps(posed), "result": json.dumps(result, allow_nan=False)}
-    write_file(path, KIND, VERSION, metadata, arrays)
+    write_file(path, KIND, version, metadata, arrays)
 
 
 def load_solution(path: str | os.PathLike[str], problem: Problem | str | os.PathLike[str]) -> Solution:
@@ -136,7 +143,7 @@ def load_solution(path: str | os.PathLike[str], problem: Problem | str | os.Path
     Returns
     -------
     Solution
-        Its certificate, if any, is plain JSON data.
+        Its certificate, if any, is a `Certificate` or plain JSON data.
 
     Raises
     ------
@@ -154,7 +161,8 @@ def load_solution(path: str | os.PathLike[str], problem: Problem | str | os.Path
         info = _info(file)
         support, weights = file.read("support"), file.read("weights")
         trace = file.read("trace", finite=False)
-        for name in set(file.entries) - {"support", "weights", "trace"}:
+        raw = file.read("certificate").tobytes() if "certificate" in file.entries else None
+        for name in set(file.entries) - {"support", "weights", "trace", "certificate"}:
             file.check(name)
     if not isinstance(problem, Problem):
         problem = load(problem)
@@ -166,6 +174,8 @@ def load_solution(path: str | os.PathLike[str], problem: Problem | str | os.Path
     if problem.keep != info.keep:
         problem = problem.with_keep(info.keep)
     fields = {name: value for name, value in info.result.items() if name not in _DERIVED}
+    if raw is not None:
+        fields["certificate"] = _embedded(os.fspath(path), raw, problem)
     return Solution(
         problem=problem,
         support=support,
@@ -226,9 +236,14 @@ def _check_arrays(file: SealedFile, wanted: Mapping[str, tuple[str, tuple[int, .
             raise FormatError(
                 f"{label}: array {name!r} has type {found.dtype} and shape {list(found.shape)}."
             )
-    unknown = [name for name in entries if name not in wanted and not name.startswith("x_")]
-    if unknown and file.minor == 0:
-        raise FormatError(f"{label}: the array {unknown[0]!r} is not part of version {VERSION}.")
+    named = {*wanted, "certificate"} if file.minor > 0 else set(wanted)
+    unknown = [name for name in entries if name not in named and not name.startswith("x_")]
+    if unknown and file.minor <= int(VERSION.partition(".")[2]):
+        raise FormatError(
+            f"{label}: the array {unknown[0]!r} is not part of version {file.metadata['version']}."
+        )
+    if file.minor > 0 and "certificate" in entries and entries["certificate"].dtype != "U8":
+        raise FormatError(f"{label}: array 'certificate' has type {entries['certificate'].dtype}.")
 
 
 def _check_result(label: str, result: object) -> None:
@@ -247,6 +262,21 @@ def _check_result(label: str, result: object) -> None:
         if result[name] not in list(enum):
             raise FormatError(f"{label}: {name} = {result[name]!r} is not one of {', '.join(enum)}.")
     result.setdefault("certificate", None)
+
+
+def _embedded(label: str, raw: bytes, problem: Problem) -> Certificate:
+    try:
+        return Certificate.load(raw, problem)
+    except FormatError as error:
+        raise FormatError(f"{label}: its certificate is damaged: {error}") from error
+
+
+def _as_json(certificate: object) -> Any:
+    """What JSON can hold of a certificate of the solver's own, which outlives the process only so; else None."""
+    try:
+        return json.loads(json.dumps(certificate, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def _plain(value: Any) -> Any:

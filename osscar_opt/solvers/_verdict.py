@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from osscar_opt._typing import BoolArray, FloatArray
+from osscar_opt.certificates import Certificate
 from osscar_opt.errors import OsscarError, SolverError
 from osscar_opt.formulations.presolve import Presolved
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.scores import diagonal_scores, ranked_support
 from osscar_opt.formulations.solution import BoundKind, Status, Termination, absolute_tolerance
+from osscar_opt.solvers._proof import Proof, examined
 from osscar_opt.solvers.base import Abandoned, Incumbent, Proposal, Report
 
 __all__ = ["Evidence", "Verdict", "judge"]
@@ -99,6 +101,11 @@ def judge(evidence: Evidence, tolerance: float) -> Verdict:
     elif failure:
         findings.append(f"method {evidence.method!r} {failure}; the best solution known before is returned")
     bound, kind = _accepted_bound(evidence, best.objective, tolerance, findings)
+    certificate = None if proposal is None or kind is not BoundKind.CLAIMED else proposal.certificate
+    proof = None if proposal is None else _proof(evidence, proposal, best, findings)
+    if proof is not None:
+        certificate = proof.certificate
+        bound, kind = _proved_bound(proof, bound, kind)
     closed = best.objective - bound <= tolerance * abs(best.objective) + absolute_tolerance(evidence.problem)
     said = [proposal.message.rstrip(".")] if proposal is not None and proposal.message else []
     return Verdict(
@@ -110,8 +117,8 @@ def judge(evidence: Evidence, tolerance: float) -> Verdict:
         status=Status.OPTIMAL if closed else Status.FEASIBLE,
         termination=_termination(evidence, proposal, closed),
         message="; ".join([*said, *findings]) + ("." if said or findings else ""),
-        certificate=proposal.certificate if proposal is not None and kind is BoundKind.CLAIMED else None,
-        stats=_stats(evidence, proposal, findings, time.monotonic() - began),
+        certificate=certificate,
+        stats=_stats(evidence, proposal, proof, findings, time.monotonic() - began),
     )
 
 
@@ -246,6 +253,25 @@ def _accepted_bound(
     return accepted, BoundKind.NONE if accepted == -math.inf else BoundKind.CLAIMED
 
 
+def _proof(evidence: Evidence, proposal: Proposal, best: _Scored, findings: list[str]) -> Proof | None:
+    """What the proposal's certificate is worth; None if it has none that the library knows how to check."""
+    if not isinstance(proposal.certificate, Certificate) or evidence.presolved is None:
+        return None
+    proof = examined(evidence.method, evidence.presolved, proposal.certificate, best.support)
+    if proof.finding:
+        findings.append(proof.finding)
+    return proof
+
+
+def _proved_bound(proof: Proof, bound: float, kind: BoundKind) -> tuple[float, BoundKind]:
+    """The checker's bound in place of the solver's claims, which go with a certificate that does not hold."""
+    if kind is BoundKind.CERTIFIED:
+        return bound, kind
+    if proof.bound is not None:
+        return proof.bound, BoundKind.CERTIFIED
+    return (bound, kind) if proof.certificate is not None else (-math.inf, BoundKind.NONE)
+
+
 def _claimed_bounds(evidence: Evidence) -> list[float]:
     claimed = [] if evidence.report is None else [evidence.report.best_bound]
     if isinstance(evidence.returned, Proposal) and isinstance(evidence.returned.lower_bound, (int, float)):
@@ -263,10 +289,12 @@ def _termination(evidence: Evidence, proposal: Proposal | None, closed: bool) ->
 
 
 def _stats(
-    evidence: Evidence, proposal: Proposal | None, findings: list[str], seconds: float
+    evidence: Evidence, proposal: Proposal | None, proof: Proof | None, findings: list[str], seconds: float
 ) -> dict[str, Any]:
     stats: dict[str, Any] = {} if proposal is None else dict(proposal.stats)
-    stats["refit_time"] = seconds
+    stats["refit_time"] = seconds if proof is None else seconds - proof.seconds
+    if proof is not None:
+        stats["check_time"] = proof.seconds
     if evidence.presolved is not None and evidence.presolved.steps:
         stats["presolve"] = list(evidence.presolved.log)
     if evidence.report is not None and evidence.report.rejected:

@@ -44,8 +44,10 @@ class Proposal:
     weights : (p, q) array or None
         Weights to use as they are instead of the refit; only for solvers with ``presolve = False``, and exactly zero
         outside the support.
-    certificate : object or None
-        Proof of the bound.
+    certificate : Certificate or object, optional
+        Proof of the bound.  A `osscar_opt.certificates.Certificate` of the problem that `propose` was handed is
+        lifted to the problem as posed and checked, and the checker's bound replaces every claim; anything else is
+        passed on as it is.  By custom a solver that can write one has an option ``certificate``, off by default.
     stats : mapping
         Whatever the solver counted, JSON-able.
     termination : Termination

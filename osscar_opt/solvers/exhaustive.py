@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from osscar_opt._typing import BoolArray, FloatArray
+from osscar_opt.certificates import Certificate, ProofTree
 from osscar_opt.errors import CapabilityError
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
@@ -20,6 +21,10 @@ __all__ = ["Exhaustive"]
 
 _BATCH_NUMBERS = 1 << 21
 """Numbers in one batch of reduced matrices, T and N together: 16 MiB."""
+
+_SUPPORTS_CERTIFIED = 50_000
+_SUPPORTS_OF_A_LEAF = 4096
+"""What the checker of certificates tries out at one leaf."""
 
 _RECOMPUTED = 16
 """Supports, best by their tableau values, whose values are recomputed from the problem itself."""
@@ -56,6 +61,9 @@ class Exhaustive(Solver):
     ----------
     max_supports : int
         Refuse problems with more supports than this.
+    certificate : bool
+        Write a certificate, for up to 50,000 supports: a tree whose leaves leave at most 4096 supports each to the
+        checker, which thus enumerates them all once more.
 
     Examples
     --------
@@ -69,6 +77,7 @@ class Exhaustive(Solver):
     name: ClassVar[str] = "exhaustive"
     proves: ClassVar[bool] = True
     max_supports: int = field(default=20_000_000, metadata={"least": 1})
+    certificate: bool = False
 
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
@@ -79,6 +88,11 @@ class Exhaustive(Solver):
                 f"there are more than 10^{len(str(total)) - 1} supports to enumerate, and max_supports is "
                 f"{self.max_supports}; "
                 "use method='search' for a good one, or raise max_supports."
+            )
+        if self.certificate and total > _SUPPORTS_CERTIFIED:
+            raise CapabilityError(
+                f"a certificate by enumeration is written for at most {_SUPPORTS_CERTIFIED} supports, and there are "
+                "more; use method='exact' for a certificate, or certificate=False."
             )
         keep = problem.limits.cardinality
         leaving = keep is not None and 2 * keep > problem.n
@@ -91,7 +105,10 @@ class Exhaustive(Solver):
             report.progress(done, total, "supports")
             if deadline.expired():
                 return Proposal(best.support, stats={"supports": done}, termination=Termination.TIME_LIMIT)
-        return Proposal(best.support, lower_bound=best.bound, stats={"supports": done})
+        certificate = _certificate(problem, best) if self.certificate else None
+        return Proposal(
+            best.support, lower_bound=best.bound, certificate=certificate, stats={"supports": done}
+        )
 
 
 class _Best:
@@ -122,6 +139,31 @@ class _Best:
             if value < self.value:
                 self.value, self.support = value, supports[index]
                 self._report.incumbent(self.support, value)
+
+
+def _certificate(problem: Problem, best: _Best) -> Certificate:
+    """A tree that decides one group after another, until few enough supports are left below a node."""
+    tree, due = ProofTree.of(problem), [0]
+    limits = problem.limits
+    while due:
+        node = due.pop()
+        removed, kept = tree.state(node)
+        free = np.flatnonzero(~(removed | kept))
+        room = limits.slack(kept)
+        if np.any(room < -2e-9 * limits.limit):
+            tree.close_infeasible(node)
+        elif (
+            _completions(len(free), None if limits.cardinality is None else round(room[0]))
+            <= _SUPPORTS_OF_A_LEAF
+        ):
+            tree.close_enumerated(node)
+        else:
+            due.extend(tree.branch(node, int(free[0])))
+    return Certificate.of(problem, tree, bound=best.bound, support=best.support, value=best.value)
+
+
+def _completions(free: int, room: int | None) -> int:
+    return 2**free if room is None else math.comb(free, min(free, room))
 
 
 def _enumerate(problem: Problem, leaving: bool) -> Iterator[tuple[BoolArray, FloatArray]]:
