@@ -33,6 +33,7 @@ from osscar_opt.linalg.factor import factor, product
 if TYPE_CHECKING:
     import os
 
+    from osscar_opt.formulations.models.conic import CvxpyModel, Form
     from osscar_opt.formulations.path import Path
     from osscar_opt.formulations.solution import Solution
 
@@ -635,6 +636,19 @@ class Problem:
         from osscar_opt.solvers.paths import path
 
         return path(self, method, **options)
+
+    def to_cvxpy(self, form: Form = "perspective", **options: Any) -> CvxpyModel:
+        """Pose the problem as a cvxpy model; see `osscar_opt.formulations.models.conic.cvxpy_model` for the arguments.
+
+        Examples
+        --------
+        >>> model = Problem(np.eye(3), [[1.0], [3.0], [2.0]], keep=2).to_cvxpy("big_m")
+        >>> model.problem.is_mixed_integer()
+        True
+        """
+        from osscar_opt.formulations.models.conic import cvxpy_model
+
+        return cvxpy_model(self, form, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the instance to a .safetensors file, to be read by `osscar_opt.load`.
