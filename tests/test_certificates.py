@@ -1,4 +1,4 @@
-"""Certificates: valid ones verify, no bound is above the optimum found by enumeration, and files are what they should be.
+"""Certificates: valid ones verify, no bound is above the optimum that enumeration finds, files are as they should be.
 
 What makes and judges the certificates here is plain numpy, written apart from the library: random trees, any D below
 the Gram matrix, any z, and 2^n refits.
@@ -109,14 +109,17 @@ class Made:
 
 
 class Maker:
-    """Writes a random proof, and bounds its leaves by the textbook formulas: Schur complement, all completions."""
+    """Writes a random proof, and bounds its leaves by the textbook formulas: Schur complement, all completions.
 
-    def __init__(self, rng: np.random.Generator, problem: Problem, terms: int = 0, depth: int = 3) -> None:
-        self.rng, self.problem, self.depth = rng, problem, depth
+    A tight one proves the optimum: what a relaxation or a superset does not prove is enumerated.
+    """
+
+    def __init__(self, rng: np.random.Generator, problem: Problem, *, tight: bool = False) -> None:
+        self.rng, self.problem, self.tight = rng, problem, tight
         self.tree = ProofTree.of(problem)
         dead = (problem.gram.diagonal() == 0.0) & ~problem.gram.any(axis=1)
         self.gram = problem.gram + np.diag(dead.astype(float))
-        terms = terms or int(rng.choice([1, 1, 2, 3]))
+        terms = int(rng.choice([1, 1, 2, 3]))
         q = problem.q
         self.terms = np.sort(
             np.concatenate([np.arange(min(terms, q)), rng.integers(0, min(terms, q), q)])[:q]
@@ -132,8 +135,9 @@ class Maker:
             self.vectors, self.terms = np.eye(q), np.zeros(q, dtype=int)
         self.bounds: list[float] = []
         self.values = all_values(problem)
+        self.best = min(self.values.values(), default=np.inf)
 
-    def make(self, claim: float | None = None) -> Made:
+    def make(self) -> Made:
         self._grow(0, [], 0)
         proved = min(self.bounds)
         support = None
@@ -142,7 +146,7 @@ class Maker:
         certificate = Certificate.of(
             self.problem,
             self.tree,
-            bound=-1.0 if claim is None else claim,
+            bound=-1.0,
             support=support,
             value=None
             if support is None or self.rng.random() < 0.5
@@ -156,17 +160,21 @@ class Maker:
         free = np.flatnonzero(~(removed | kept))
         if self.rng.random() < 0.7:
             relaxations = [*relaxations, (self._relax(node, removed, kept), node)]
-        if free.size and depth < self.depth and self.rng.random() < 0.8:
+        if free.size and depth < 3 and self.rng.random() < 0.8:
             for child in self.tree.branch(node, int(self.rng.choice(free))):
                 self._grow(child, relaxations, depth + 1)
             return
         choices = ["superset", "enumerated", "open"] + ["relaxation"] * (3 if relaxations else 0)
+        if self.tight:
+            choices = [
+                how for how in choices if how == "enumerated" or self._closes(how, relaxations, removed, kept)
+            ]
         usage, limit = self.problem.limits.usage, self.problem.limits.limit
         if np.any(usage @ kept > limit * (1 + 1e-8)):
             choices = ["infeasible"]
         how = str(self.rng.choice(choices))
         if how == "relaxation":
-            index = int(self.rng.integers(len(relaxations)))
+            index = -1 if self.tight else int(self.rng.integers(len(relaxations)))
             self.tree.close(node, relaxation=relaxations[index][0])
             self.bounds.append(self._relaxed(relaxations[index], removed, kept))
         elif how == "enumerated":
@@ -188,6 +196,11 @@ class Maker:
                 bound = max(bound, self._relaxed(relaxations[-1], removed, kept))
             self.bounds.append(bound)
 
+    def _closes(self, how: str, relaxations: list[Any], removed: np.ndarray, kept: np.ndarray) -> bool:
+        if how == "relaxation":
+            return self._relaxed(relaxations[-1], removed, kept) >= self.best
+        return value_of(self.problem, ~removed) >= self.best
+
     def _node(self, removed: np.ndarray, kept: np.ndarray) -> tuple[Any, ...]:
         """Schur complement at a node: H, G, constant, rows of its free groups."""
         of_row = self.problem.groups.group_of_row
@@ -205,6 +218,9 @@ class Maker:
         rng = self.rng
         h, _, _, places, free = self._node(removed, kept)
         z = np.ones(len(free)) if rng.random() < 0.1 else rng.uniform(0.02, 1.0, len(free))
+        if self.tight and self.values:  # near the optimum's 0/1 point
+            best = np.array(min(self.values, key=self.values.__getitem__))
+            z = np.where(best[free], 1 - 0.2 * z, 0.2 * z)
         blocks = []
         for _ in range(int(self.terms.max()) + 1):
             kind, d = rng.choice(["least", "diagonal", "blocks"]), np.zeros(h.shape)
@@ -266,10 +282,10 @@ class Maker:
         return bound - most
 
 
-def made(seed: int, **options: Any) -> tuple[Problem, Maker, Made]:
+def made(seed: int, *, tight: bool = False, **options: Any) -> tuple[Problem, Maker, Made]:
     rng = np.random.default_rng(seed)
     problem = random_problem(rng, **options)
-    maker = Maker(rng, problem)
+    maker = Maker(rng, problem, tight=tight)
     return problem, maker, maker.make()
 
 

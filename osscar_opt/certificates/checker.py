@@ -264,7 +264,8 @@ def check(certificate: Any, problem: Any = None, *, max_operations: float = MOST
 
     Parameters
     ----------
-    certificate : path-like or Certificate
+    certificate : path-like, bytes or Certificate
+        A file, or the bytes of one, or what `Certificate.of` made.
     problem : Problem, optional
         Must then be the problem of the certificate; its arrays are the ones used.  Needed where the file does not
         hold the problem's arrays.

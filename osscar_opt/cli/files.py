@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="An instance or a solution.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="An instance, a solution or a certificate.", show_default=False)
+    ],
     check: Annotated[bool, typer.Option("--check", help="Read everything, not the header alone.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -26,6 +28,9 @@ def info(
     kind = file_kind(file)
     if kind == "solution":
         _show_solution(file, solution_info(file), json)
+        return
+    if kind == "certificate":
+        _show_certificate(file, json)
         return
     found = instance_info(file)
     problem = None
@@ -78,6 +83,31 @@ def _show_solution(file: Path, found: SolutionInfo, json: bool) -> None:
     names = ("method", "objective", "relative", "bound", "status", "termination", "message", "solve_time")
     known = {name: result[name] for name in names if result.get(name) not in ("", None, -math.inf)}
     rows += [(name, f"{value:.9g}" if isinstance(value, float) else value) for name, value in known.items()]
+    stdout().print(grid(rows))
+
+
+def _show_certificate(file: Path, json: bool) -> None:
+    from osscar_opt.certificates import Certificate
+
+    found = Certificate.load(file)
+    posed = found.posed
+    facts: dict[str, Any] = {
+        "name": posed.name,
+        "rows": len(posed.group_of_row),
+        "groups": len(posed.always_keep),
+        "hash": posed.hash,
+        "embedded": posed.gram is not None,
+        "nodes": len(found.proof.tree),
+        "relaxations": len(found.proof.relaxed_at),
+        "bound": found.bound,
+        "value": found.value,
+    }
+    if json:
+        print_json({"file": str(file), "kind": "certificate", **facts})
+        return
+    rows: list[tuple[str, object]] = [("file", f"{file}, {_size(file.stat().st_size)}, a certificate")]
+    rows += [(name, "-" if fact in ("", None) else fact) for name, fact in facts.items()]
+    rows.append(("checked", f"no; osscar-opt verify {file}"))
     stdout().print(grid(rows))
 
 

@@ -44,6 +44,9 @@ def solve(
     seed: Annotated[int | None, typer.Option(help="Short for --option seed=...")] = None,
     option: Options = None,
     output: Annotated[Path | None, typer.Option(help="Write the solution, weights included, here.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Have the method prove its bound, and write the proof here.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Choose the groups to keep, and refit their weights.
@@ -53,22 +56,39 @@ def solve(
     from osscar_opt.cli._options import parse_options
 
     require_writable(output)
-    options = parse_options(method, option or (), seed)
+    require_writable(certificate)
+    asked = [] if certificate is None else ["certificate=yes"]
+    options = parse_options(method, [*(option or ()), *asked], seed)
     problem = _limited(_read(file), keep, sparsity)
     solution = problem.solve(method, time_limit=time_limit, **options)
     if output is not None:
         solution.save(output)
+    proved = certificate is not None and _save_certificate(solution, certificate)
     if json:
         named = {"file": str(file), "output": None if output is None else str(output), "keep": problem.keep}
-        print_json({**named, **solution.to_dict()})
+        proof = {} if certificate is None else {"certificate": str(certificate) if proved else None}
+        print_json({**named, **proof, **solution.to_dict()})
     else:
-        stdout().print(grid(_solution_rows(solution, output)))
+        stdout().print(grid(_solution_rows(solution, output, certificate if proved else None)))
     if solution.termination == "interrupted":
         say("interrupted: this is the best solution found before.")
         raise typer.Exit(INTERRUPTED)
     if solution.termination == "failed" or solution.status in ("none", "infeasible"):
         say(solution.message or f"{method} found nothing.")
         raise typer.Exit(1)
+    if certificate is not None and not proved:
+        say(f"no certificate was written: {solution.message or 'the method ended without one.'}")
+        raise typer.Exit(1)
+
+
+def _save_certificate(solution: Solution, path: Path) -> bool:
+    """Write the certificate if there is one that was checked."""
+    from osscar_opt.certificates import Certificate
+
+    if not isinstance(solution.certificate, Certificate) or solution.bound_kind != "certified":
+        return False
+    solution.certificate.save(path)
+    return True
 
 
 def path(
@@ -103,15 +123,55 @@ def path(
 
 
 def verify(
-    file: File,
-    solution: Annotated[Path, typer.Argument(help="A solution of it.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A certificate, or an instance.", show_default=False)],
+    other: Annotated[
+        Path | None, typer.Argument(help="The instance, or a solution of it.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Recompute everything a solution file says about its instance."""
+    """Check a certificate, or recompute everything a solution file says about its instance.
+
+    A certificate is enough by itself, unless it was written without its problem; with an instance it is also checked
+    that it is about that one.
+    """
+    from osscar_opt.errors import InputError
+    from osscar_opt.instances import file_kind
+
+    given = {file_kind(path): path for path in (file, other) if path is not None}
+    count = 1 + (other is not None)
+    if "certificate" in given and given.keys() <= {"certificate", "instance"} and len(given) == count:
+        _verify_certificate(given["certificate"], given.get("instance"), json)
+    elif given.keys() == {"instance", "solution"}:
+        _verify_solution(given["instance"], given["solution"], json)
+    else:
+        raise InputError(
+            "verify takes a certificate, a certificate and its instance, or an instance and its solution."
+        )
+
+
+def _verify_certificate(path: Path, instance: Path | None, json: bool) -> None:
+    from osscar_opt.certificates import check
+
+    problem = None if instance is None else _read(instance)
+    with patience(f"Checking {path}"):
+        report = check(path, problem)
+    if json:
+        named = {"certificate": str(path), "file": None if instance is None else str(instance)}
+        print_json({**named, "holds": report.valid, **report.to_dict()})
+    elif report.valid:
+        typer.echo(f"{path} {report}")
+    if not report.valid:
+        for reason in report.reasons:
+            say(f"{path} does not hold: {reason}")
+        raise typer.Exit(1)
+
+
+def _verify_solution(file: Path, solution: Path, json: bool) -> None:
     from osscar_opt.instances import load_solution
 
     found = load_solution(solution, _read(file))
-    found.verify()
+    with patience(f"Checking {solution}"):
+        found.verify()
     if json:
         print_json({"file": str(file), "solution": str(solution), "holds": True, **found.to_dict()})
     else:
@@ -153,7 +213,9 @@ def _limited(problem: Problem, keep: int | None, sparsity: float | None) -> Prob
     return problem if keep is None else problem.with_keep(keep)
 
 
-def _solution_rows(solution: Solution, output: Path | None) -> list[tuple[str, object]]:
+def _solution_rows(
+    solution: Solution, output: Path | None, certificate: Path | None
+) -> list[tuple[str, object]]:
     kept, n = len(solution.kept), solution.problem.n
     rows: list[tuple[str, object]] = [
         ("problem", solution.problem.name or "-"),
@@ -172,6 +234,8 @@ def _solution_rows(solution: Solution, output: Path | None) -> list[tuple[str, o
         rows.append(("note", solution.message))
     if output is not None:
         rows.append(("written to", output))
+    if certificate is not None:
+        rows.append(("certificate", certificate))
     return rows
 
 
