@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -302,3 +303,57 @@ def test_leaves_prove_what_they_should(seed: int) -> None:
     assert report.bound <= proof.proved + tolerance
     if len(problem.limits.limit) <= 1 and problem.budget is None and np.isfinite(proof.proved):
         assert report.bound >= proof.proved - tolerance
+
+
+# -------------------------------------------------------------------------------------------- exact arithmetic
+
+
+def explained(gram: Any, cross: Any, rows: tuple[int, ...]) -> Fraction:
+    """1/2 tr(G_S' inv(H_SS) G_S) in rational arithmetic, by Gauss and Jordan."""
+    table = [[Fraction(gram[i][j]) for j in rows] + [Fraction(x) for x in cross[i]] for i in rows]
+    for c in range(len(rows)):
+        pivot = table[c] = [x / table[c][c] for x in table[c]]
+        for r in set(range(len(rows))) - {c}:
+            table[r] = [x - table[r][c] * y for x, y in zip(table[r], pivot, strict=True)]
+    solved = [row[len(rows) :] for row in table]
+    return sum(
+        (
+            Fraction(g) * x / 2
+            for i, row in zip(rows, solved, strict=True)
+            for g, x in zip(cross[i], row, strict=True)
+        ),
+        Fraction(0),
+    )
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e6, 1e9, 1e12, 1e14])
+def test_rounding_never_lifts_a_bound_above_the_exact_optimum(condition: float) -> None:
+    """However ill-conditioned: the bound falls behind, or the certificate is refused; no tolerance here."""
+    for seed in range(8):
+        rng = np.random.default_rng([seed, int(np.log10(condition))])
+        n = 5
+        turn = np.linalg.qr(rng.normal(size=(n, n)))[0]
+        gram = (turn * np.geomspace(1, 1 / condition, n)) @ turn.T
+        scale = 10.0 ** rng.uniform(-2, 2, n)
+        gram = (gram + gram.T) * scale * scale[:, None]
+        data = {"cross": rng.normal(size=(n, 2))} if seed % 2 else {"dense_weights": rng.normal(size=(n, 2))}
+        problem = Problem(gram, keep=int(rng.integers(1, n)), **data)
+        tree = ProofTree.of(problem)
+        without, with_it = tree.branch(0, int(rng.integers(n)))
+        tree.close_enumerated(without)
+        free = np.flatnonzero(~tree.state(with_it)[1])
+        least = np.linalg.eigvalsh(gram * np.outer(1 / scale, 1 / scale))[0] * scale[free] ** 2
+        if seed % 3 == 0:
+            tree.close_enumerated(with_it)
+        else:
+            blocks = [np.abs(least) * 0.5]
+            tree.close(with_it, relaxation=tree.relax(with_it, rng.uniform(0.1, 1, n - 1), blocks))
+        report = Certificate.of(problem, tree, bound=-1e300).check()
+        exact_gram, exact_cross = problem.gram.tolist(), problem.cross.tolist()
+        full = explained(exact_gram, exact_cross, tuple(range(n)))
+        best = min(
+            full - explained(exact_gram, exact_cross, rows)
+            for rows in itertools.combinations(range(n), problem.keep)
+        )
+        assert report.bound == -np.inf or Fraction(report.bound) <= best
+        assert report.valid or condition > 1e9

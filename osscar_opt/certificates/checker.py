@@ -329,7 +329,8 @@ def _examined(document: Document, problem: Posed | None, max_operations: float) 
     slack = space.tolerance
     if math.isnan(bound):
         bound = -math.inf
-    if bound < document.bound - TOLERANCE * abs(document.bound) - slack:
+    known = bool(reasons) and bound == -math.inf  # why the leaves prove nothing
+    if bound < document.bound - TOLERANCE * abs(document.bound) - slack and not known:
         worst = int(forest.leaves[int(np.argmin(bounds))])
         kind = KINDS[int(forest.tree[worst])]
         reasons.append(
