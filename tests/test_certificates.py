@@ -262,10 +262,10 @@ class Maker:
             for j, rows in enumerate(places):
                 scores[j] += 0.5 * np.sum(w[rows] * (d @ w)[rows]) / z[j] ** 2
         outside = self.problem.cross - self.problem.cross @ self.vectors @ self.vectors.T
-        everything = np.ones(len(self.gram), dtype=bool)
+        live = ~gone[self.problem.groups.group_of_row]
         bound -= 0.5 * np.sum(
-            fitted(self.gram, outside, everything) * outside
-        )  # what the other outputs can explain
+            fitted(self.gram, outside, live) * outside
+        )  # the most the other outputs can explain
         outside_held = fitted(self.gram, outside, held[self.problem.groups.group_of_row])
         bound += 0.5 * np.sum(outside_held * outside)  # and the part that `constant` counts already
         most = -np.inf

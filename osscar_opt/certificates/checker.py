@@ -661,7 +661,14 @@ class _Space:
             basis, self.terms = _directions(
                 document.directions, document.term_of_direction, layout.cross.shape[1]
             )
-            self.rotated = _Outputs(self, (layout.cross @ basis) * self.scale[:, None])
+            scaled = layout.cross * self.scale[:, None]
+            parts = [inside := scaled @ basis, scaled - inside @ basis.T]
+            negligible = np.linalg.norm(parts[1]) <= 1e-12 * np.linalg.norm(
+                scaled
+            )  # left out, bounds stay valid
+            self.rotated = _Outputs(
+                self, inside if negligible else np.hstack([inside, _fewer_columns(parts[1])])
+            )
         explained, doubt = self.full.explained
         self.base = self.surely = (
             posed.base if posed.base is not None else (posed.constant or 0.0) - explained
@@ -747,10 +754,7 @@ class _Outputs:
 
 
 def _directions(basis: Floats, terms: Ints, q: int) -> tuple[Floats, list[slice]]:
-    """The directions, orthonormal to rounding and sorted by term, and the columns of each term.
-
-    Outputs outside of all directions can only add to the excess over `base`: left out, bounds stay valid.
-    """
+    """The directions, orthonormal to rounding and sorted by term, and the columns of each term."""
     k = basis.shape[1]
     if (
         basis.shape[0] != q
@@ -1222,8 +1226,8 @@ def _support_value(support: Mask, space: _Space, reasons: list[str]) -> float | 
 
 
 def _gamma(length: int) -> float:
-    """Relative rounding of inner products of so many terms: the probable one, with a margin."""
-    return 4.0 * _UNIT * math.sqrt(length + 16.0)
+    """Relative rounding of an inner product of so many terms: what is probable, not the most there can be."""
+    return _UNIT * math.sqrt(length + 4.0)
 
 
 def _ranges(begins: Ints, counts: Ints) -> Ints:

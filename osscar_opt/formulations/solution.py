@@ -257,6 +257,8 @@ class Solution:
             report = self.certificate.check(problem)
             if not report.valid:
                 raise SolverError(f"the certificate does not hold: {report.reasons[0]}")
+            if self.bound > report.bound + 1e-9 * abs(self.bound) + slack:
+                raise SolverError(f"the certificate proves only {report.bound:.12g}, not {self.bound:.12g}.")
 
     def apply_to(self, layer: Any, name: str | None = None) -> Any:
         """Write the weights into a torch layer; see `osscar_opt.torch.apply.apply_solution`.

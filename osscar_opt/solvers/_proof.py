@@ -11,7 +11,7 @@ from osscar_opt.formulations.presolve import Presolved
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import absolute_tolerance
 
-__all__ = ["Proof", "examined", "nothing_left"]
+__all__ = ["Proof", "all_kept", "examined"]
 
 _NO_CLAIM = -1e300
 _BOUND_TOLERANCE = 1e-6
@@ -79,8 +79,8 @@ def examined(method: str, presolved: Presolved, certificate: Certificate, suppor
     return Proof(proved, bound, finding, report.seconds)
 
 
-def nothing_left(problem: Problem) -> Certificate:
-    """Certificate of a problem of which presolve left no group to decide.
+def all_kept(problem: Problem) -> Certificate:
+    """Certificate that no support is better than all groups together; all there is where presolve decided them all.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def nothing_left(problem: Problem) -> Certificate:
     >>> from osscar_opt.formulations.presolve import presolve
     >>> problem = Problem([[2.0]], [[2.0]], keep=1, always_keep=[0])
     >>> presolved = presolve(problem)
-    >>> presolved.lift_certificate(nothing_left(presolved.problem)).check().bound
+    >>> presolved.lift_certificate(all_kept(presolved.problem)).check().bound
     0.0
     """
     tree = ProofTree.of(problem)

@@ -17,7 +17,7 @@ from osscar_opt.formulations.presolve import Presolved
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.scores import diagonal_scores, ranked_support
 from osscar_opt.formulations.solution import BoundKind, Status, Termination, absolute_tolerance
-from osscar_opt.solvers._proof import Proof, examined
+from osscar_opt.solvers._proof import Proof, all_kept, examined
 from osscar_opt.solvers.base import Abandoned, Incumbent, Proposal, Report
 
 __all__ = ["Evidence", "Verdict", "judge"]
@@ -102,7 +102,7 @@ def judge(evidence: Evidence, tolerance: float) -> Verdict:
         findings.append(f"method {evidence.method!r} {failure}; the best solution known before is returned")
     bound, kind = _accepted_bound(evidence, best.objective, tolerance, findings)
     certificate = None if proposal is None or kind is not BoundKind.CLAIMED else proposal.certificate
-    proof = None if proposal is None else _proof(evidence, proposal, best, findings)
+    proof = None if proposal is None else _proof(evidence, proposal, best, kind, findings)
     if proof is not None:
         certificate = proof.certificate
         bound, kind = _proved_bound(proof, bound, kind)
@@ -253,11 +253,19 @@ def _accepted_bound(
     return accepted, BoundKind.NONE if accepted == -math.inf else BoundKind.CLAIMED
 
 
-def _proof(evidence: Evidence, proposal: Proposal, best: _Scored, findings: list[str]) -> Proof | None:
-    """What the proposal's certificate is worth; None if it has none that the library knows how to check."""
-    if not isinstance(proposal.certificate, Certificate) or evidence.presolved is None:
+def _proof(
+    evidence: Evidence, proposal: Proposal, best: _Scored, kind: BoundKind, findings: list[str]
+) -> Proof | None:
+    """What the proposal's certificate is worth; None if it has none that the library knows how to check.
+
+    Where the solution is as good as with all groups kept, the proof of that takes its place.
+    """
+    certificate, presolved = proposal.certificate, evidence.presolved
+    if not isinstance(certificate, Certificate) or presolved is None:
         return None
-    proof = examined(evidence.method, evidence.presolved, proposal.certificate, best.support)
+    if kind is BoundKind.CERTIFIED:
+        certificate = all_kept(presolved.problem)
+    proof = examined(evidence.method, presolved, certificate, best.support)
     if proof.finding:
         findings.append(proof.finding)
     return proof
@@ -265,11 +273,11 @@ def _proof(evidence: Evidence, proposal: Proposal, best: _Scored, findings: list
 
 def _proved_bound(proof: Proof, bound: float, kind: BoundKind) -> tuple[float, BoundKind]:
     """The checker's bound in place of the solver's claims, which go with a certificate that does not hold."""
-    if kind is BoundKind.CERTIFIED:
-        return bound, kind
     if proof.bound is not None:
         return proof.bound, BoundKind.CERTIFIED
-    return (bound, kind) if proof.certificate is not None else (-math.inf, BoundKind.NONE)
+    if proof.certificate is not None or kind is BoundKind.CERTIFIED:
+        return bound, kind
+    return -math.inf, BoundKind.NONE
 
 
 def _claimed_bounds(evidence: Evidence) -> list[float]:

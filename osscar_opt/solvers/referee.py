@@ -43,7 +43,7 @@ from osscar_opt.formulations.presolve import REDUCTIONS, Presolved
 from osscar_opt.formulations.presolve import presolve as run_presolve
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Solution, Termination, TraceEntry
-from osscar_opt.solvers._proof import nothing_left
+from osscar_opt.solvers._proof import all_kept
 from osscar_opt.solvers._verdict import Evidence, Verdict, judge
 from osscar_opt.solvers._worker import Worker, abandoned_threads_run, attend, one_blas_thread
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
@@ -164,7 +164,7 @@ class _Search:
         self.setup_time = time.monotonic() - self.began
         if presolved.problem.n == 0:
             wanted = getattr(self.solver, "certificate", False) is True
-            certificate = nothing_left(presolved.problem) if wanted else None
+            certificate = all_kept(presolved.problem) if wanted else None
             decided = {"decided_by": "presolve"}
             return Proposal(np.zeros(0, dtype=bool), certificate=certificate, stats=decided)
         start = None if self.start is None else presolved.restrict_support(self.start)
