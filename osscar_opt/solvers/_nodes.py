@@ -57,7 +57,7 @@ class Subproblem(NamedTuple):
     cross: FloatArray
     constant: float
     usage: FloatArray  # (limits, m)
-    room: FloatArray  # (limits,)
+    room: FloatArray  # (limits,), positive
     gain: FloatArray  # (m,) tr(G_g G_g') / tr(H_gg)
 
 
@@ -93,19 +93,29 @@ class Root:
         gram[~live, ~live] = 1.0
         cross = np.zeros((n * size, problem.q))
         cross[real] = problem.cross[rows[real]]
-        unit = 1.0 / np.sqrt(gram.diagonal())  # rows of very different size do not go well through one inverse
+        unit = 1.0 / np.sqrt(
+            gram.diagonal()
+        )  # rows of very different size do not go well through one inverse
         gram *= unit[:, None] * unit
         inverse = cho_solve(cho_factor(gram, lower=True), np.eye(n * size))
         blocks = inverse.reshape(n, size, n, size)[np.arange(n), :, np.arange(n), :]
         factors = np.linalg.cholesky((blocks + blocks.swapaxes(1, 2)) / 2)
         self.n, self.size, self.limits = n, size, problem.limits
         self.gram = _both_sides(gram, factors)
-        self.cross = (factors.swapaxes(1, 2) @ (cross * unit[:, None]).reshape(n, size, -1)).reshape(n * size, -1)
+        self.cross = (factors.swapaxes(1, 2) @ (cross * unit[:, None]).reshape(n, size, -1)).reshape(
+            n * size, -1
+        )
         self.scale = unit.reshape(n, size)[:, :, None] * factors
         self.constant, self.base = problem.constant, problem.base
-        by_factor = solve_triangular(
-            np.kron(np.eye(n), np.ones((size, size))) * _block_diagonal(factors), np.eye(n * size), lower=True
-        ) if size > 1 else np.diag(1.0 / factors[:, 0, 0])
+        by_factor = (
+            solve_triangular(
+                np.kron(np.eye(n), np.ones((size, size))) * _block_diagonal(factors),
+                np.eye(n * size),
+                lower=True,
+            )
+            if size > 1
+            else np.diag(1.0 / factors[:, 0, 0])
+        )
         scaled_inverse = by_factor @ inverse @ by_factor.T
         norm = float(np.abs(scaled_inverse).sum(axis=1).max())
         self.least_eigenvalue = 1.0 / norm
@@ -138,7 +148,9 @@ class Root:
         shape = (len(free), self.size)
         gain = (cross * cross).sum(axis=1).reshape(shape).sum(axis=1)
         gain /= gram.diagonal().reshape(shape).sum(axis=1)
-        return Subproblem(node, free, gram, cross, constant, self.limits.usage[:, free], room, gain)
+        usage = self.limits.usage[:, free]
+        room = np.where(usage.any(axis=1), room, 1.0)  # a limit that no free group uses: never in the way
+        return Subproblem(node, free, gram, cross, constant, usage, room, gain)
 
 
 def _block_diagonal(blocks: FloatArray) -> FloatArray:
@@ -185,8 +197,7 @@ class Packing:
         inside = np.clip(z, edge, 1.0 - edge)
         if self.cardinality_only:
             return np.clip(inside * (math.floor(room[0]) / inside.sum()), edge, 1.0 - edge)
-        used = usage @ inside
-        return inside * min(1.0, 0.95 * float(np.min(room / np.maximum(used, 1e-300), initial=1.0)))
+        return inside * min(1.0, 0.95 / float(np.max((usage @ inside) / room, initial=0.95)))
 
     def most(
         self, scores: FloatArray, usages: list[FloatArray], rooms: list[FloatArray]

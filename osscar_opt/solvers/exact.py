@@ -30,8 +30,8 @@ _ENUMERATED = 4096
 _STACK_NUMBERS = 1 << 16
 """Numbers in one matrix of all nodes of a batch together: they stay in the cache."""
 
-_ROOT_STEPS, _NODE_STEPS, _LEAST_STEPS = 30, 8, 3
-_STALL = 0.1
+_ROOT_STEPS, _NODE_STEPS, _LEAST_STEPS = 30, 8, 2
+_STALL, _ROOT_STALL = 0.3, 0.003
 """A node is branched on when a Newton step closes less than this share of what is left to the incumbent."""
 
 _FIX_EARLY = 0.1
@@ -354,8 +354,9 @@ class _State:
 
     @property
     def stalled(self) -> bool:
-        most = _ROOT_STEPS if self.sub.node.a is None else _NODE_STEPS
-        return self.steps >= most or (self.steps >= _LEAST_STEPS and self.progress < _STALL)
+        if self.sub.node.a is None:
+            return self.steps >= _ROOT_STEPS or (self.steps >= _NODE_STEPS and self.progress < _ROOT_STALL)
+        return self.steps >= _NODE_STEPS or (self.steps >= _LEAST_STEPS and self.progress < _STALL)
 
 
 def _spread(values: FloatArray, free: IntArray, n: int) -> FloatArray:
