@@ -357,3 +357,30 @@ def test_rounding_never_lifts_a_bound_above_the_exact_optimum(condition: float) 
         )
         assert report.bound == -np.inf or Fraction(report.bound) <= best
         assert report.valid or condition > 1e9
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_rounding_never_lifts_a_tight_bound_above_the_exact_optimum(seed: int) -> None:
+    """Inputs all but independent: D can come so close to the Gram matrix that the bound meets the optimum."""
+    rng = np.random.default_rng(seed)
+    n, q, coupling = 4, 3, 10.0 ** rng.uniform(-14, -4)
+    turn = rng.normal(size=(n, n))
+    scale = 10.0 ** rng.uniform(-3, 3, n)
+    gram = (np.eye(n) + coupling * (turn + turn.T)) * scale * scale[:, None]
+    dense = rng.normal(size=(n, q)) * 10.0 ** rng.uniform(-3, 3, (n, 1))
+    problem = Problem(gram, dense_weights=dense, keep=int(rng.integers(1, n)))
+    exact_gram, exact_cross = problem.gram.tolist(), problem.cross.tolist()
+    full = explained(exact_gram, exact_cross, tuple(range(n)))
+    values = {
+        rows: full - explained(exact_gram, exact_cross, rows)
+        for rows in itertools.combinations(range(n), problem.keep or 0)
+    }
+    best = min(values, key=values.__getitem__)
+    tree = ProofTree.of(problem)
+    z = np.where(np.isin(np.arange(n), best), 1.0, 10.0 ** rng.uniform(-200, -8, n))
+    least = 1.0 - 10.0 * coupling - 1e-9
+    tree.close(0, relaxation=tree.relax(0, z, [least * problem.gram.diagonal()]))
+    report = Certificate.of(problem, tree, bound=-1e300).check()
+    assert report.valid
+    assert Fraction(report.bound) <= values[best]
+    assert report.bound >= float(values[best]) * (1 - 1e-6 - 1e3 * coupling)

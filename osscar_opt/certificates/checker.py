@@ -704,7 +704,7 @@ class _Space:
     def _values(self, rows: Ints) -> tuple[Floats, Floats]:
         at = self.full.refit(self, rows)
         beyond = 0.5 * np.sum(at.residual**2, axis=(1, 2)) / self.least
-        return at.excess + self.base, np.maximum(at.excess - at.doubt - beyond, 0.0) + self.surely
+        return at.excess + self.base, _sum(self.surely, np.maximum(at.excess - at.doubt - beyond, 0.0))
 
 
 class _Refit(NamedTuple):
@@ -1001,8 +1001,8 @@ def _leaf_bounds(forest: _Forest, space: _Space, reasons: list[str]) -> Floats:
         users = citing[_ranges(begins, ends - begins)]
         for begin in range(0, len(users), chunk):
             part, at = users[begin : begin + chunk], position[begin : begin + chunk]
-            proved = constants[at] + _least_removed(forest, which[at], leaves[part], scores[at])
-            bounds[part] = np.maximum(bounds[part], proved)
+            removed = _least_removed(forest, which[at], leaves[part], scores[at])
+            bounds[part] = np.maximum(bounds[part], _sum(constants[at], removed))
     return bounds
 
 
@@ -1175,7 +1175,7 @@ def _least_removed(forest: _Forest, which: Ints, leaves: Ints, scores: Floats) -
     free = np.where(state == 0, scores, 0.0)
     room = np.maximum(layout.remaining(state), 0.0)
     best = np.zeros(len(leaves))
-    several = len(layout.limit) > 1
+    several, rounding = len(layout.limit) > 1, (layout.n + 8) * _UNIT
     starts = [np.zeros(room.shape), forest.document.multipliers[which]] if several else [np.zeros(room.shape)]
     for multipliers in starts:
         for _ in range(1 + several):
@@ -1189,12 +1189,12 @@ def _least_removed(forest: _Forest, which: Ints, leaves: Ints, scores: Floats) -
                 )
                 paid = np.sum(np.delete(multipliers * room, i, axis=1), axis=1)
                 total = np.sum(capped, axis=1)
-                best = np.fmax(best, total + more - paid - 8.0 * _UNIT * (total + more + paid))
-    return np.asarray(gone + best)
+                best = np.fmax(best, total + more - paid - rounding * (total + more + paid))
+    return np.asarray((gone + best) * (1.0 - rounding))
 
 
 def _best_multiplier(scores: Floats, usage: Floats, room: Floats) -> tuple[Floats, Floats]:
-    """The largest sum of min(score_g, lam usage_g) - lam room over lam >= 0, and that lam, by rows."""
+    """The largest sum of min(score_g, lam usage_g) - lam room over lam >= 0, less rounding; and that lam, by rows."""
     if scores.shape[1] == 0:
         return np.zeros(len(scores)), np.zeros(len(scores))
     ratio = scores / usage
@@ -1203,7 +1203,8 @@ def _best_multiplier(scores: Floats, usage: Floats, room: Floats) -> tuple[Float
     below = np.cumsum(np.take_along_axis(scores, order, axis=1), axis=1)
     used = usage[order]
     above = np.cumsum(used[:, ::-1], axis=1)[:, ::-1] - used
-    sums = below + ratio * (above - room[:, None])
+    rounding = (len(usage) + 8) * _UNIT * (below + ratio * (above + room[:, None]))
+    sums = below + ratio * (above - room[:, None]) - rounding
     sums[~np.isfinite(sums)] = -math.inf
     pick = np.argmax(sums, axis=1)[:, None]
     most = np.take_along_axis(sums, pick, axis=1)[:, 0]
@@ -1245,6 +1246,11 @@ def _dot(a: Floats, b: Floats) -> Floats:
 
 def _times(matrices: Floats, vectors: Floats) -> Floats:
     return np.asarray(np.einsum("bij,bj->bi", matrices, vectors))
+
+
+def _sum(a: Any, b: Floats) -> Floats:
+    """A number that a + b is certain not to be below."""
+    return np.asarray(a + b - 2.0 * _UNIT * (np.abs(a) + np.abs(b)))
 
 
 def _less(matrices: Floats, amount: float) -> Floats:
