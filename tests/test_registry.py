@@ -120,7 +120,7 @@ def test_a_missing_package_is_named() -> None:
 def test_unknown_methods_list_what_there_is() -> None:
     problem = Problem(np.eye(3), np.ones((3, 2)), keep=1)
     with pytest.raises(
-        UnknownMethodError, match=r"no method 'gredy'; did you mean 'greedy'.*Methods: auto, exhaustive"
+        UnknownMethodError, match=r"no method 'gredy'; did you mean 'greedy'.*Methods: auto, .*exhaustive"
     ):
         problem.solve("gredy")
     with pytest.raises(UnknownMethodError, match=r"no method 'zzz'\. Methods: auto"):

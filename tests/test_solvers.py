@@ -15,7 +15,13 @@ from osscar_opt import Problem
 from osscar_opt.instances.generators import FAMILIES, random_instance
 from osscar_opt.solvers import solvers
 
-METHODS = [info.name for info in solvers() if info.available and info.source.startswith("osscar_opt.")]
+METHODS = [
+    info.name
+    for info in solvers()
+    if info.available
+    and info.source.startswith("osscar_opt.")
+    and info.name != "cvxpy"  # a mixed-integer solver would take hours on some of these; tests/test_cvxpy.py has it
+]
 REFITTED = [name for name in METHODS if name != "magnitude"]
 REAL = sorted((Path(__file__).parent / "data").glob("*.safetensors"))
 

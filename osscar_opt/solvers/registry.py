@@ -50,6 +50,7 @@ _OWN: dict[str, str] = {
     "magnitude": "osscar_opt.solvers.magnitude:Magnitude",
     "magnitude_refit": "osscar_opt.solvers.magnitude_refit:MagnitudeRefit",
     "random": "osscar_opt.solvers.random:Random",
+    "cvxpy": "osscar_opt.solvers.cvxpy:Cvxpy",
 }
 
 

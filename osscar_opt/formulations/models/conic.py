@@ -144,6 +144,41 @@ class CvxpyModel:
         """
         return self.source.refit(self.support())
 
+    def allowance(self, tolerance: float) -> float:
+        r"""How far below the true optimum a solver may end that breaks each constraint by ``tolerance``.
+
+        Let a removed row be off by :math:`\delta_{ij} = tolerance\,(1 + M_{ij})` in normal form: its interval is as
+        wide as the tolerance, and z may be off by as much. The loss is convex, and its gradient at the refit vanishes
+        on S and is at most :math:`2 \sqrt{loss}` elsewhere, the diagonal of H being one; so it falls by no more than
+
+        .. math:: 2 \sqrt{loss} \Bigl( \sum_j \bigl(\sum_i \delta_{ij}\bigr)^2 \Bigr)^{1/2},
+
+        with the loss of `value`. To this the cones add tolerance each, and the definitions of their terms twice the
+        tolerance times the terms. Rounding in the solver's own arithmetic is not covered.
+
+        Raises
+        ------
+        CapabilityError
+            If the form is a relaxation, whose `lower_bound` needs no allowance.
+
+        Examples
+        --------
+        >>> model = Problem(np.eye(3), [[1.0], [3.0], [2.0]], keep=2).to_cvxpy("big_m")
+        >>> 0.0 < model.allowance(1e-7) < 1e-4
+        True
+        """
+        if self.lower is None or self.upper is None:
+            raise CapabilityError(
+                f"form {self.form!r} is a relaxation: use lower_bound, which needs no allowance."
+            )
+        normal = self._normal
+        largest = np.maximum(np.abs(self.lower), np.abs(self.upper)) / (normal.sigma * normal.scale[:, None])
+        off = tolerance * (1.0 + largest)
+        pull = 2.0 * np.sqrt(normal.excess(self.value)) * float(np.linalg.norm(off.sum(axis=0)))
+        rows, outputs = largest.shape
+        cones = outputs + (2 * self.source.n if self.form == "perspective" else 0)
+        return float(self.unit * (pull + tolerance * (cones + 2.0 * np.sqrt(rows * outputs))))
+
     def lower_bound(self) -> float:
         """Lower bound on the objective of every feasible support, from the solution of a relaxation.
 
