@@ -33,8 +33,8 @@ class Node:
         Of the parent, meaningful for its free groups; None at the root.
     bound : float
         Lower bound known so far.
-    leaf : int
-        Its number in the proof, if one is written.
+    leaf, cites : int
+        Its number in the proof, and that of the relaxation its bound comes from (-1: keeping all), if one is written.
     fresh : bool
         False if it has been counted before and comes back with groups fixed.
     """
@@ -45,6 +45,7 @@ class Node:
     z: FloatArray | None
     bound: float
     leaf: int = 0
+    cites: int = -1
     fresh: bool = True
 
 
@@ -149,6 +150,8 @@ class Root:
         gain = (cross * cross).sum(axis=1).reshape(shape).sum(axis=1)
         gain /= gram.diagonal().reshape(shape).sum(axis=1)
         usage = self.limits.usage[:, free]
+        if self.limits.cardinality is not None:
+            room = np.floor(room)
         room = np.where(usage.any(axis=1), room, 1.0)  # a limit that no free group uses: never in the way
         return Subproblem(node, free, gram, cross, constant, usage, room, gain)
 

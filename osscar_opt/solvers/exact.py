@@ -13,6 +13,7 @@ from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination, absolute_tolerance
 from osscar_opt.linalg.directional import Point, Relaxation, evaluate, feasible_start, newton, relax
 from osscar_opt.linalg.stacks import Stacks, make_stacks
+from osscar_opt.solvers._ledger import ALL_KEPT, Ledger, Ruling, Where
 from osscar_opt.solvers._nodes import Node, OpenNodes, Packing, Root, Subproblem
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
 from osscar_opt.solvers.registry import solver_class
@@ -64,6 +65,9 @@ class Exact(Solver):
 
     Parameters
     ----------
+    certificate : bool
+        Write down the tree and what closed its leaves, for a checker that shares no code with this
+        (`osscar_opt.certificates`). A search that is stopped leaves the proof of the bound it reached.
     node_limit : int
         Stop after so many nodes; 0 for no limit.
     memory : float
@@ -90,6 +94,7 @@ class Exact(Solver):
 
     name: ClassVar[str] = "exact"
     proves: ClassVar[bool] = True
+    certificate: bool = False
     node_limit: int = field(default=0, metadata={"least": 0})
     memory: float = field(default=4.0, metadata={"least": 0})
     batch: int = field(default=0, metadata={"least": 0})
@@ -98,10 +103,11 @@ class Exact(Solver):
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
     ) -> Proposal:
+        stacks = make_stacks(self.device)
         if problem.limits.supports <= _ENUMERATED:
-            enumerated = solver_class("exhaustive")()
+            enumerated = solver_class("exhaustive")(**{"certificate": self.certificate})
             return enumerated.propose(problem, start=start, deadline=deadline, report=report)
-        return _Search(self, problem, start, deadline, report).run()
+        return _Search(self, problem, stacks, start, deadline, report).run()
 
 
 class _Search:
@@ -111,12 +117,13 @@ class _Search:
         self,
         options: Exact,
         problem: Problem,
+        stacks: Stacks,
         start: BoolArray | None,
         deadline: Deadline,
         report: Report,
     ) -> None:
         self.options, self.problem, self.deadline, self.report = options, problem, deadline, report
-        self.stacks: Stacks = make_stacks(options.device)
+        self.stacks = stacks
         self.tiny = absolute_tolerance(problem)
         self.walk = _first_walk(problem, start, deadline, report)
         self.best_support = self.walk.best_support
@@ -124,6 +131,7 @@ class _Search:
         self.root = Root(problem)
         self.packing = Packing(problem.limits)
         self.open = OpenNodes(problem.n, options.memory)
+        self.ledger = Ledger(problem, self.root.scale) if options.certificate else None
         self.closed_bound = math.inf  # the least bound of the closed leaves
         self.nodes = self.steps = self.fixed = 0
         self.looked_at: set[bytes] = set()
@@ -139,8 +147,8 @@ class _Search:
         return min(self.best_value, self.closed_bound, self.open.least_bound)
 
     def run(self) -> Proposal:
-        n = self.problem.n
-        self.open.push(Node(np.zeros(n, bool), np.zeros(n, bool), None, None, self.problem.base))
+        nothing = np.zeros(self.problem.n, dtype=bool)
+        self.open.push(Node(nothing.copy(), nothing.copy(), None, None, self.problem.base))
         termination = Termination.COMPLETED
         while self.open and termination is Termination.COMPLETED:
             if self.deadline.expired():
@@ -159,7 +167,13 @@ class _Search:
             "fixed_groups": self.fixed,
             "depth_first": self.open.turned_depth_first,
         }
-        return Proposal(self.best_support, lower_bound=self.bound, stats=stats, termination=termination)
+        bound = self.bound
+        written = None
+        if self.ledger is not None:
+            written = self.ledger.certificate(self.best_support, self.best_value, bound)
+        return Proposal(
+            self.best_support, lower_bound=bound, certificate=written, stats=stats, termination=termination
+        )
 
     def _batch_size(self, free: int) -> int:
         return self.options.batch or max(1, _STACK_NUMBERS // max(1, (free * self.root.size) ** 2))
@@ -171,7 +185,7 @@ class _Search:
             self.nodes += node.fresh
             node.fresh = False
             if node.bound >= self.cutoff:
-                self._close(node.bound)
+                self._close(node.bound, node.leaf, node.cites)
             elif (sub := self._subproblem(node)) is not None:
                 waiting.setdefault(len(sub.free), []).append(sub)
         for subs in waiting.values():
@@ -180,21 +194,27 @@ class _Search:
     def _subproblem(self, node: Node) -> Subproblem | None:
         """What is left to decide at a node, or None if nothing is."""
         room = self.packing.room(node.kept)
-        if (room < 0).any():  # every group of too many has to stay for an improvement: there is none
+        if (room < 0).any():  # more groups than fit would all have to stay for an improvement: there is none
+            if self.ledger is not None:
+                self.ledger.close_infeasible(node.leaf)
             return None
         free = ~(node.kept | node.removed)
         too_much = free & ~self.packing.fits(room)
+        if self.ledger is not None:
+            node.leaf = self.ledger.exclude(node.leaf, too_much)
         node.removed |= too_much
         free &= ~too_much
         if self.packing.all_fit(free, room):
             support = node.kept | free
             self._offer(support)
-            self._close(self.root.value(support))
+            self._close(self.root.value(support) - self.root.rounding, node.leaf, ALL_KEPT)
             return None
         return self.root.reduce(node, np.flatnonzero(free), room)
 
-    def _close(self, bound: float) -> None:
+    def _close(self, bound: float, leaf: int, relaxation: int) -> None:
         self.closed_bound = min(self.closed_bound, bound)
+        if self.ledger is not None:
+            self.ledger.close(leaf, relaxation)
 
     # ------------------------------------------------------------------------------------- bounds of a batch
 
@@ -208,51 +228,28 @@ class _Search:
             np.array([sub.constant for sub in subs]),
             self.root.size,
         )
-        states = [_State(sub) for sub in subs]
-        alone = stacks.numpy(node.base)[:, None] + stacks.numpy(node.alone) - self.root.rounding
-        for state, base, losses in zip(states, stacks.numpy(node.base), alone, strict=True):
-            state.best = max(state.best, float(base) - self.root.rounding)
-            state.fix(state.keep, losses, self.cutoff)
+        base = stacks.numpy(node.base) - self.root.rounding
+        alone = base[:, None] + stacks.numpy(node.alone)
+        states = [_State(*each, self.cutoff) for each in zip(subs, base, alone, strict=True)]
         at = self._starting_points(subs, node)
-        z = stacks.numpy(at.z)
         barrier = np.array([_FIRST_BARRIER * self._gap(state) / m for state in states])
         while states:
             found = evaluate(stacks, node, at)
-            psi, score = stacks.numpy(found.psi), stacks.numpy(found.score)
-            self.steps += len(states)
-            most, if_removed, if_kept, _ = self.packing.most(
-                score, [s.sub.usage for s in states], [s.sub.room for s in states]
-            )
-            bounds = psi + (score * z).sum(axis=1) - most - self.root.rounding
-            stop = self.deadline.expired()
-            stay = np.zeros(len(states), dtype=bool)
-            for i, state in enumerate(states):
-                state.update(float(bounds[i]), if_removed[i], if_kept[i], self.cutoff)
-                if state.best >= self.cutoff:
-                    self._close(state.best)
-                elif stop or state.fixable:
-                    self._requeue(state, a=stacks.numpy(at.a[i]), z=z[i])
-                elif state.stalled:
-                    self._branch(state, a=stacks.numpy(at.a[i]), z=z[i])
-                else:
-                    stay[i] = True
-            if not stay.all():
-                index = np.flatnonzero(stay)
-                states = [states[i] for i in index]
-                if not states:
-                    return
-                node, at, found = node.part(index), at.part(index), found.part(index)
-                barrier, z = barrier[index], z[index]
-            usage = np.stack([state.sub.usage for state in states])
-            room = np.stack([state.sub.room for state in states])
-            room = np.floor(room) if self.packing.cardinality_only else room
-            slack = room - (usage @ z[:, :, None])[:, :, 0]
-            at, length = newton(
-                stacks, node, at, found, barrier, usage, slack, tight=self.packing.cardinality_only
-            )
             z = stacks.numpy(at.z)
-            least = np.array([_LAST_BARRIER * self._gap(state) / m for state in states])
-            barrier = np.where(length > 0.3, np.maximum(_BARRIER_FALL * barrier, least), barrier)
+            self.steps += len(states)
+            self._update(states, stacks.numpy(found.psi), stacks.numpy(found.score), stacks.numpy(at.a), z)
+            stay = np.flatnonzero([self._stays(state) for state in states])
+            if len(stay) < len(states):
+                states = [states[i] for i in stay]
+                node, at, found = node.part(stay), at.part(stay), found.part(stay)
+                barrier, z = barrier[stay], z[stay]
+            if states:
+                usage = np.stack([state.sub.usage for state in states])
+                slack = np.stack([state.sub.room for state in states]) - (usage @ z[:, :, None])[:, :, 0]
+                tight = self.packing.cardinality_only
+                at, length = newton(stacks, node, at, found, barrier, usage, slack, tight)
+                least = np.array([_LAST_BARRIER * self._gap(state) / m for state in states])
+                barrier = np.where(length > 0.3, np.maximum(_BARRIER_FALL * barrier, least), barrier)
 
     def _gap(self, state: _State) -> float:
         """What is left to the incumbent at a node, and a little more than nothing."""
@@ -267,38 +264,70 @@ class _Search:
         start, inverse = feasible_start(self.stacks, node.gram, self.stacks.asarray(np.stack(a)))
         return Point(start, self.stacks.asarray(np.stack(z)), inverse)
 
+    def _update(
+        self, states: list[_State], psi: FloatArray, score: FloatArray, a: FloatArray, z: FloatArray
+    ) -> None:
+        """Bounds from psi and its scores: objective >= psi + score.z - (most score that fits)."""
+        most, if_removed, if_kept, prices = self.packing.most(
+            score, [state.sub.usage for state in states], [state.sub.room for state in states]
+        )
+        bounds = psi + (score * z).sum(axis=1) - most - self.root.rounding
+        for i, state in enumerate(states):
+            where = Where(a[i], z[i], prices[i])
+            state.update(float(bounds[i]), if_removed[i], if_kept[i], where, self.cutoff)
+
     # --------------------------------------------------------------------------------------- what comes after
 
-    def _requeue(self, state: _State, a: FloatArray, z: FloatArray) -> None:
-        """Put a node back, with the groups fixed that its bounds decide."""
-        self._close(state.closed_bound)
+    def _stays(self, state: _State) -> bool:
+        """Whether a node needs another step; if not, deal with it."""
+        if state.best >= self.cutoff:
+            node = state.sub.node
+            if self.ledger is not None and state.best_at is not None:
+                node.cites = self.ledger.relax(node.leaf, state.sub.free, state.best_at)
+            self._close(state.best, node.leaf, node.cites)
+        elif state.fixable or self.deadline.expired():
+            self._requeue(state)
+        elif state.stalled:
+            self._branch(state)
+        else:
+            return True
+        return False
+
+    def _settle(self, state: _State) -> None:
+        """Make a node what its bounds have decided: groups fixed, its bound raised."""
         node, free = state.sub.node, state.sub.free
-        node.kept[free[state.keep]] = True
-        node.removed[free[state.remove]] = True
-        self.fixed += state.fixes
-        node.a, node.z = _spread(a, free, len(node.kept)), _spread(z, free, len(node.kept))
+        if state.rulings:
+            self.closed_bound = min(self.closed_bound, state.ruled_out)
+            self.fixed += len(state.rulings)
+        if self.ledger is not None:
+            leaf = node.leaf
+            if state.best_at is not None:
+                node.cites = self.ledger.relax(leaf, free, state.best_at)
+            node.leaf = self.ledger.decide(leaf, free, state.rulings)
+        for ruling in state.rulings:
+            (node.kept if ruling.keep else node.removed)[ruling.group] = True
         node.bound = state.best
-        self.open.push(node)
+        node.a, node.z = (_spread(values, free, self.problem.n) for values in (state.last_at.a, state.last_at.z))
 
-    def _branch(self, state: _State, a: FloatArray, z: FloatArray) -> None:
-        sub = state.sub
+    def _requeue(self, state: _State) -> None:
+        self._settle(state)
+        self.open.push(state.sub.node)
+
+    def _branch(self, state: _State) -> None:
+        sub, z = state.sub, state.last_at.z
         self._offer(self.packing.round(sub.node.kept, sub.free, z))
-        undecided = np.where(state.keep | state.remove, -1.0, np.minimum(z, 1.0 - z) * sub.gain)
-        pick = int(np.argmax(undecided))
-        self._requeue_children(state, pick, _spread(a, sub.free, self.problem.n), _spread(z, sub.free, self.problem.n))
-
-    def _requeue_children(self, state: _State, pick: int, a: FloatArray, z: FloatArray) -> None:
-        self._close(state.closed_bound)
-        node, free = state.sub.node, state.sub.free
-        self.fixed += state.fixes
-        kept, removed = node.kept.copy(), node.removed.copy()
-        kept[free[state.keep]] = True
-        removed[free[state.remove]] = True
-        for keeps in (False, True):
-            gain = state.if_kept[pick] if keeps else state.if_removed[pick]
-            child = Node(kept.copy(), removed.copy(), a, z, max(state.best, state.last + gain))
-            (child.kept if keeps else child.removed)[free[pick]] = True
-            self.open.push(child)
+        weight = np.where(state.keep | state.remove, -1.0, np.minimum(z, 1.0 - z) * sub.gain)
+        pick = int(np.argmax(weight))
+        group = int(sub.free[pick])
+        last = ALL_KEPT if self.ledger is None else self.ledger.relax(sub.node.leaf, sub.free, state.last_at)
+        self._settle(state)
+        node = sub.node
+        leaves = (0, 0) if self.ledger is None else self.ledger.branch(node.leaf, group)
+        for keeps, leaf, rise in zip((False, True), leaves, (state.if_removed, state.if_kept), strict=True):
+            kept, removed = node.kept.copy(), node.removed.copy()
+            (kept if keeps else removed)[group] = True
+            bound, cites = max((node.bound, node.cites), (state.last + float(rise[pick]), last))
+            self.open.push(Node(kept, removed, node.a, node.z, bound, leaf, cites))
 
     def _offer(self, support: BoolArray) -> None:
         """Look at a support that came up; a good one is improved by exchanges."""
@@ -317,43 +346,59 @@ class _Search:
 
 
 class _State:
-    """How far the bounding of one node has come."""
+    """How far the bounding of one node has come.
 
-    def __init__(self, sub: Subproblem) -> None:
+    Attributes
+    ----------
+    best, best_at
+        The best bound so far and where; `best_at` is None if the bound is inherited, or that of keeping all.
+    last, last_at
+        The latest.
+    rulings : list of Ruling
+        Groups that the bounds have decided; `ruled_out` is the least bound of the choices that are ruled out.
+    """
+
+    def __init__(self, sub: Subproblem, base: float, alone: FloatArray, cutoff: float) -> None:
         self.sub = sub
-        self.best, self.last, self.steps = sub.node.bound, -math.inf, 0
+        self.best, self.best_at = sub.node.bound, None
+        if base > self.best:
+            self.best, sub.node.cites = base, ALL_KEPT
+        self.steps, self.progress = 0, math.inf
         self.keep = np.zeros(len(sub.free), dtype=bool)
         self.remove = np.zeros(len(sub.free), dtype=bool)
-        self.if_removed = self.if_kept = np.zeros(len(sub.free))
-        self.closed_bound = math.inf  # least bound of the choices that fixed groups rule out
-        self.progress = math.inf  # share of the gap closed by the latest step
+        self.rulings: list[Ruling] = []
+        self.ruled_out = math.inf
+        self._fix(alone, True, None, cutoff)
 
-    def update(self, bound: float, if_removed: FloatArray, if_kept: FloatArray, cutoff: float) -> None:
+    def update(
+        self, bound: float, if_removed: FloatArray, if_kept: FloatArray, where: Where, cutoff: float
+    ) -> None:
         """Take in the bound of a step, and fix what it decides."""
         self.steps += 1
         self.progress = (bound - self.best) / max(cutoff - bound, 1e-300) if self.steps > 1 else math.inf
-        self.best, self.last = max(self.best, bound), bound
+        self.last, self.last_at = bound, where
+        if bound > self.best:
+            self.best, self.best_at = bound, where
         self.if_removed, self.if_kept = if_removed, if_kept
-        self.fix(self.keep, bound + if_removed, cutoff)
-        self.fix(self.remove, bound + if_kept, cutoff)
+        self._fix(bound + if_removed, True, where, cutoff)
+        self._fix(bound + if_kept, False, where, cutoff)
 
-    def fix(self, decided: BoolArray, otherwise: FloatArray, cutoff: float) -> None:
+    def _fix(self, otherwise: FloatArray, keep: bool, where: Where | None, cutoff: float) -> None:
         """Decide the groups that cannot be decided `otherwise` with a value below the cutoff."""
         new = (otherwise >= cutoff) & ~(self.keep | self.remove)
-        decided |= new
-        self.closed_bound = min(self.closed_bound, float(otherwise[new].min(initial=math.inf)))
-
-    @property
-    def fixes(self) -> int:
-        return int(self.keep.sum() + self.remove.sum())
+        if new.any():
+            (self.keep if keep else self.remove)[new] = True
+            self.ruled_out = min(self.ruled_out, float(otherwise[new].min()))
+            self.rulings += [Ruling(group, keep, where) for group in self.sub.free[new].tolist()]
 
     @property
     def fixable(self) -> bool:
         """Whether so many groups can be fixed that the node is better made smaller at once."""
-        return self.fixes >= max(1.0, _FIX_EARLY * len(self.keep))
+        return len(self.rulings) >= max(1.0, _FIX_EARLY * len(self.keep))
 
     @property
     def stalled(self) -> bool:
+        """Whether more steps do not pay."""
         if self.sub.node.a is None:
             return self.steps >= _ROOT_STEPS or (self.steps >= _NODE_STEPS and self.progress < _ROOT_STALL)
         return self.steps >= _NODE_STEPS or (self.steps >= _LEAST_STEPS and self.progress < _STALL)
