@@ -39,6 +39,8 @@ class Certificate:
     directions : (q, k) array or None
         Orthonormal directions of the outputs into which relaxations of several terms split them.
     term_of_direction : (k,) array of int or None
+    coordinates : array or None
+        Of the tree: relaxations are directional.
     bound : float
         The claim.
     support : (n,) mask or None
@@ -61,6 +63,7 @@ class Certificate:
     proof: PackedTree
     directions: FloatArray | None
     term_of_direction: IntArray | None
+    coordinates: FloatArray | None
     bound: float
     support: BoolArray | None = None
     value: float | None = None
@@ -114,13 +117,17 @@ class Certificate:
             )
         if not math.isfinite(bound) or not (value is None or math.isfinite(value)):
             raise InputError("bound and value must be finite numbers.")
-        proof = tree.packed(np.bincount(posed.group_of_row, minlength=tree.n), len(posed.limit))
+        sizes = np.bincount(posed.group_of_row, minlength=tree.n)
+        proof = tree.packed(sizes, len(posed.limit))
+        if tree.coordinates is not None and tree.coordinates.size != int((sizes**2).sum()):
+            raise InputError(f"the coordinates need {int((sizes**2).sum())} numbers, s x s for every group.")
         vectors, terms = (None, None) if directions is None else directions
         return cls(
             posed=posed,
             proof=proof,
             directions=None if vectors is None else np.asarray(vectors, dtype=np.float64),
             term_of_direction=None if terms is None else np.asarray(terms, dtype=np.int64),
+            coordinates=tree.coordinates,
             bound=float(bound),
             support=None if support is None else np.array(support, dtype=bool),
             value=None if value is None else float(value),
@@ -184,7 +191,15 @@ class Certificate:
         directions = self.directions
         if directions is not None and columns is not None:
             directions = columns @ directions
-        return dataclasses.replace(self, posed=posed, proof=proof, directions=directions, support=support)
+        coordinates = None if self.coordinates is None else _coordinates_over(posed, groups, self.coordinates)
+        return dataclasses.replace(
+            self,
+            posed=posed,
+            proof=proof,
+            directions=directions,
+            coordinates=coordinates,
+            support=support,
+        )
 
     def check(self, problem: Any = None, **options: Any) -> CheckReport:
         """Check the proof; see `osscar_opt.certificates.check`, to which the arguments go.
@@ -213,6 +228,7 @@ class Certificate:
             **self.proof._asdict(),
             directions=self.directions,
             term_of_direction=self.term_of_direction,
+            coordinates=self.coordinates,
             support=self.support,
             bound=self.bound,
             value=self.value,
@@ -333,6 +349,7 @@ class Certificate:
             **self.proof._asdict(),
             "directions": self.directions,
             "term_of_direction": self.term_of_direction,
+            "coordinates": self.coordinates,
         }
         if embed and posed.gram is not None:
             arrays |= {"gram": _packed(posed.gram), "cross": posed.cross}
@@ -376,6 +393,22 @@ def _without_dead_rows(proof: PackedTree, posed: Posed) -> PackedTree:
             block[(row == column) & dead[row]] = 0.5
             at += len(row)
     return proof._replace(d=d)
+
+
+def _coordinates_over(posed: Posed, groups: IntArray, coordinates: FloatArray) -> FloatArray:
+    """The coordinates over more groups, where they are identities, and with dead rows left to themselves."""
+    live = _root(posed)[2]
+    sizes = np.bincount(posed.group_of_row)
+    blocks = [np.eye(size) for size in sizes]
+    at = 0
+    for group in groups:
+        size = sizes[group]
+        blocks[group] = coordinates[at : at + size**2].reshape(size, size).copy()
+        dead = ~live[posed.group_of_row == group]
+        blocks[group][dead | dead[:, None]] = 0.0
+        blocks[group][dead, dead] = 1.0
+        at += size**2
+    return np.concatenate([block.ravel() for block in blocks])
 
 
 def _packed(gram: FloatArray) -> FloatArray:

@@ -68,6 +68,9 @@ KINDS = {
 TOLERANCE = 1e-9
 """A claim may be above what is proved by this part of itself."""
 
+SAFETY = 1e-6
+"""How far below the largest possible the blocks of a directional relaxation stay, relatively."""
+
 OPTIMAL = 1e-6
 """A bound that meets the value within this part of it proves the support optimal."""
 
@@ -98,10 +101,11 @@ _ARRAYS = {
     "z": ("F64", ("z",)),
     "d": ("F64", ("d",)),
     "multipliers": ("F64", ("r", "m")),
+    "coordinates": ("F64", ("s",)),
     "directions": ("F64", ("q", "k")),
     "term_of_direction": ("I64", ("k",)),
 }
-_OPTIONAL = {"gram", "cross", "support", "directions", "term_of_direction"}
+_OPTIONAL = {"gram", "cross", "support", "coordinates", "directions", "term_of_direction"}
 
 
 class Refused(Exception):
@@ -250,6 +254,7 @@ class Document(NamedTuple):
     z: Floats
     d: Floats
     multipliers: Floats
+    coordinates: Floats | None
     directions: Floats | None
     term_of_direction: Ints | None
     support: Mask | None
@@ -897,22 +902,37 @@ class _Forest:
         terms = document.term_of_direction
         self.terms = 1 if terms is None or len(terms) == 0 else int(terms.max()) + 1
         free = self.state[document.relaxed_at] == 0
-        triangle = layout.sizes * (layout.sizes + 1) // 2
-        self.z_count, self.d_count = free.sum(axis=1), free @ triangle  # d_count: of one term
-        if not 0 < self.terms <= 1 << 20 or (
-            int(self.z_count.sum()) != len(document.z)
-            or int(self.d_count.sum()) * self.terms != len(document.d)
-        ):
+        self.triangle = layout.sizes * (layout.sizes + 1) // 2
+        self.z_count, self.d_count = free.sum(axis=1), free @ self.triangle  # d_count: of one term
+        fits = (int(self.z_count.sum()), int(self.d_count.sum()) * self.terms) == (
+            len(document.z),
+            len(document.d),
+        )
+        if not (0 < self.terms <= 1 << 20 and fits):
             raise Refused("The relaxations do not hold as many numbers as their nodes have free groups.")
         self.z_begin = np.cumsum(self.z_count) - self.z_count
         self.d_begin = (np.cumsum(self.d_count) - self.d_count) * self.terms
-        self.triangle = triangle
+        if document.coordinates is not None:
+            if document.directions is not None:
+                raise Refused("There are coordinates and directions, where one of them is in use.")
+            if len(document.coordinates) != int((layout.sizes**2).sum()):
+                raise Refused("The coordinates are not a square block for every group.")
         if len(document.z) and not 0.0 < document.z.min() <= document.z.max() <= 1.0:
             raise Refused("A z lies outside (0, 1].")
-        if not (np.isfinite(document.d).all() and (document.multipliers >= 0.0).all()):
-            raise Refused("A D is not finite, or a multiplier is negative.")
+        if (document.multipliers < 0.0).any():
+            raise Refused("A multiplier is negative.")
+        floats = (document.z, document.d, document.multipliers, document.coordinates)
+        if not all(array is None or np.isfinite(array).all() for array in floats):
+            raise Refused("A relaxation holds NaN or infinite numbers.")
         if document.multipliers.shape != (len(document.relaxed_at), len(layout.limit)):
             raise Refused("There is not one multiplier for every limit and relaxation.")
+
+    def coordinates_of(self, piece: _Piece) -> Floats:
+        """The coordinates of the groups of a piece, (P, s, s)."""
+        assert self.document.coordinates is not None
+        sizes = self.layout.sizes
+        begin, s = (np.cumsum(sizes**2) - sizes**2)[piece.group], piece.rows.shape[1]
+        return np.asarray(self.document.coordinates[begin[:, None] + np.arange(s * s)].reshape(-1, s, s))
 
     def completions(self, leaf: int) -> int:
         """How many supports an enumerated leaf stands for; more than MOST_COMPLETIONS are not counted."""
@@ -962,6 +982,7 @@ def _limit_work(forest: _Forest, most: float) -> None:
     width = min(p, q)
     operations = 8.0 * p**3 + 2.0 * p * q * (3.0 * p + width)
     operations += supports * (0.7 * p**3 + 4.0 * p**2 * width)
+    operations += (forest.document.coordinates is not None) * len(forest.cited) * 40.0 * p**3
     operations += len(forest.cited) * (forest.terms + 1) * p**3 + len(forest.cited) * 10.0 * p**2 * min(
         columns, p
     )
@@ -1008,14 +1029,16 @@ def _leaf_bounds(forest: _Forest, space: _Space, reasons: list[str]) -> Floats:
 
 def _batches(forest: _Forest, space: _Space) -> Iterator[Ints]:
     """The cited relaxations, those with equally many rows together."""
-    states = forest.state[forest.document.relaxed_at[forest.cited]]
-    counts = (states >= 0) @ forest.layout.sizes
-    numbers = space.p * (space.p + space.rotated.g.shape[1])
-    width = max(1, _BATCH // numbers)
-    for count in np.unique(counts):
-        alike = forest.cited[counts == count]
-        for first in range(0, len(alike), width):
-            yield alike[first : first + width]
+    document, cited = forest.document, forest.cited
+    states = forest.state[document.relaxed_at[cited]]
+    present, free = (states >= 0) @ forest.layout.sizes, (states == 0) @ forest.layout.sizes
+    alike = np.stack([present, free if document.coordinates is not None else 0 * free])
+    width = max(1, _BATCH // (space.p * (space.p + space.rotated.g.shape[1])))
+    kinds, kind = np.unique(alike, axis=1, return_inverse=True)
+    for k in range(kinds.shape[1]):
+        members = cited[kind.ravel() == k]
+        for first in range(0, len(members), width):
+            yield members[first : first + width]
 
 
 class _Piece(NamedTuple):
@@ -1023,24 +1046,76 @@ class _Piece(NamedTuple):
 
     item: Ints  # (P,) which relaxation of the batch
     group: Ints  # (P,)
-    inner: Ints  # (P, s) places of the group's rows among the rows of the relaxation
-    flat: Ints  # (P, s) the same among all rows of the batch
-    begin: Ints  # (P, s, s) where its block of the first term stands
-    scale: Floats  # (P, s)
+    rows: Ints  # (P, s) rows of the problem
+    inner: Ints  # (P, s) their places among the rows of the relaxation
+    flat: Ints  # (P, s) their places among all rows of the batch
+    targets: Ints  # (P, s) their places among the free rows of the relaxation
+    begin: Ints  # (P, s, s) where in d the block of the first term stands
 
 
-def _pieces(forest: _Forest, space: _Space, which: Ints, free: Mask, place: Ints, size: int) -> list[_Piece]:
-    layout, pieces = forest.layout, []
-    before = np.cumsum(free * forest.triangle, axis=1) - free * forest.triangle
-    for s, rows in layout.rows_of.items():
-        item, group = np.nonzero(free & (layout.sizes == s))
-        mine = rows[layout.index_in[group]]
-        inner = place[item[:, None], mine]
-        low, high = np.minimum(*np.indices((s, s))), np.maximum(*np.indices((s, s)))
-        corner = forest.d_begin[which[item]] + before[item, group]
-        begin = corner[:, None, None] + (high * (high + 1) // 2 + low)
-        pieces.append(_Piece(item, group, inner, item[:, None] * size + inner, begin, space.scale[mine]))
-    return pieces
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """A batch of relaxations with equally many rows N: those rows, their Gram matrices, z by rows, rows kept."""
+
+    which: Ints  # (B,)
+    rows: Ints  # (B, N)
+    h: Floats  # (B, N, N)
+    z: Floats  # (B, N)
+    kept: Mask  # (B, N)
+    pieces: list[_Piece]
+
+    @classmethod
+    def of(cls, forest: _Forest, space: _Space, which: Ints) -> _Frame:
+        layout = forest.layout
+        states = forest.state[forest.document.relaxed_at[which]]
+        count, free = len(which), states == 0
+        present = states[:, layout.groups] >= 0
+        size = int(present[0].sum())
+        rows = np.nonzero(present)[1].reshape(count, size)
+        kept = np.take_along_axis(states, layout.groups[rows], axis=1) == 1
+        place, target = np.cumsum(present, axis=1) - 1, np.cumsum(~kept, axis=1) - 1
+        before = np.cumsum(free * forest.triangle, axis=1) - free * forest.triangle
+        pieces = []
+        for s, members in layout.rows_of.items():
+            item, group = np.nonzero(free & (layout.sizes == s))
+            mine = members[layout.index_in[group]]
+            inner = place[item[:, None], mine]
+            corner = forest.d_begin[which[item]] + before[item, group]
+            begin = corner[:, None, None] + _triangle(s)
+            targets = target[item[:, None], inner]
+            pieces.append(_Piece(item, group, mine, inner, item[:, None] * size + inner, targets, begin))
+        z = np.ones(free.shape)
+        z[free] = forest.document.z[_ranges(forest.z_begin[which], forest.z_count[which])]
+        z_rows = np.take_along_axis(z, layout.groups[rows], axis=1)
+        return cls(which, rows, space.h[rows[:, :, None], rows[:, None, :]], z_rows, kept, pieces)
+
+    def dense(self, blocks: list[Floats], least: float) -> Floats:
+        """D as dense matrices (B, N, N), with a least diagonal on the rows that are kept: any D > 0 there will do."""
+        count, size = self.rows.shape
+        dense = np.zeros((count, size, size))
+        for piece, block in zip(self.pieces, blocks, strict=True):
+            dense.reshape(count * size, size)[piece.flat[:, :, None], piece.inner[:, None, :]] = block
+        item, row = np.nonzero(self.kept)
+        dense[item, row, row] = least
+        return dense
+
+    def system(self, dense: Floats) -> tuple[Floats, Floats]:
+        """Root (B, N, 1) of z, and S = root H root + D (1 - z): root inv(S) root is inv(H + D (1/z - 1))."""
+        root = np.sqrt(self.z)[:, :, None]
+        return root, self.h * root * root.swapaxes(1, 2) + dense * (1.0 - self.z)[:, :, None]
+
+
+class _Flaws:
+    """Which relaxations of a batch are not sound, with a reason for the first flaw of each."""
+
+    def __init__(self, nodes: Ints, reasons: list[str]) -> None:
+        self._nodes, self._reasons = nodes, reasons
+        self.sound = np.ones(len(nodes), dtype=bool)
+
+    def require(self, holds: Mask, sentence: str) -> None:
+        for node in self._nodes[self.sound & ~holds].tolist():
+            self._reasons.append(sentence.format(node))
+        self.sound &= holds
 
 
 def _evaluated(forest: _Forest, space: _Space, which: Ints, reasons: list[str]) -> tuple[Floats, Floats]:
@@ -1048,65 +1123,194 @@ def _evaluated(forest: _Forest, space: _Space, which: Ints, reasons: list[str]) 
 
     A bound is the constant plus the scores of the groups removed; -inf where a relaxation is not sound.
     """
-    layout, document = forest.layout, forest.document
-    states = forest.state[document.relaxed_at[which]]
-    count, free = len(which), states == 0
-    present = states[:, layout.groups] >= 0
-    size = int(present[0].sum())
-    rows = np.nonzero(present)[1].reshape(count, size)
-    pieces = _pieces(forest, space, which, free, np.cumsum(present, axis=1) - 1, size)
-    z = np.ones((count, layout.n))
-    z[free] = document.z[_ranges(forest.z_begin[which], forest.z_count[which])]
-    frame = _Frame(
-        rows=rows,
-        h=space.h[rows[:, :, None], rows[:, None, :]],
-        z=np.take_along_axis(z, layout.groups[rows], axis=1),
-        kept=np.take_along_axis(states, layout.groups[rows], axis=1) == 1,
+    document, frame = forest.document, _Frame.of(forest, space, which)
+    flaws = _Flaws(document.relaxed_at[which], reasons)
+    directional = document.coordinates is not None
+    at = (space.full if directional else space.rotated).refit(space, frame.rows)
+    sums = _Sums(space.surely + at.excess - at.doubt, np.zeros((len(which), forest.layout.n)))
+    for term, columns in enumerate(space.terms):
+        stride = term * forest.d_count[which]
+        numbers = [document.d[p.begin + stride[p.item][:, None, None]] for p in frame.pieces]
+        scales = [space.scale[p.rows] for p in frame.pieces]
+        blocks = [d * s[:, :, None] * s[:, None, :] for d, s in zip(numbers, scales, strict=True)]
+        flaws.require(
+            _positive(frame.pieces, blocks, len(which)),
+            "The D of the relaxation at node {} is not positive definite.",
+        )
+        if directional:
+            bases = [
+                forest.coordinates_of(p) / s[:, :, None] for p, s in zip(frame.pieces, scales, strict=True)
+            ]
+            _add_directional(space, frame, at, bases, blocks, sums, flaws)
+        else:
+            _add_term(space, frame, at, columns, blocks, sums, flaws)
+    finite = np.isfinite(sums.constants) & np.isfinite(sums.scores).all(axis=1)
+    flaws.require(finite, "The numbers of the relaxation at node {} are out of range.")
+    sums.constants[~flaws.sound] = -math.inf
+    return sums.constants, np.where(flaws.sound[:, None], np.maximum(sums.scores, 0.0), 0.0)
+
+
+class _Sums(NamedTuple):
+    """Constants (B,) and scores (B, n) as they add up."""
+
+    constants: Floats
+    scores: Floats
+
+
+class _Tangent(NamedTuple):
+    """What the bound needs of the outputs of a term, or of all: (B, N, c) arrays, and doubts by rows (B, N)."""
+
+    x: Floats
+    delta: Floats  # W - X
+    pushed: Floats  # (H - D) delta
+    rho: Floats  # pushed less the residual of X
+    pushed_doubt: Floats
+    rho_doubt: Floats
+
+
+def _add_term(
+    space: _Space, frame: _Frame, at: _Refit, columns: slice, blocks: list[Floats], sums: _Sums, flaws: _Flaws
+) -> None:
+    """Add what one term gives; W by a solve, but the formula holds for any W."""
+    x = at.x[:, :, columns]
+    dense = frame.dense(blocks, space.shift)
+    below = _definite(_less(frame.h - dense, space.shift))
+    flaws.require(below, "The D of the relaxation at node {} is not less than the Gram matrix there.")
+    root, system = frame.system(dense)
+    delta = root * _solved(system, root * space.rotated.g[:, columns][frame.rows]) - x
+    pushed = frame.h @ delta - dense @ delta
+    doubt = space.gamma * _times(np.abs(frame.h) + np.abs(dense), _row_norms(delta))
+    rho = pushed - at.residual[:, :, columns]
+    _settle(
+        space, frame, _Tangent(x, delta, pushed, rho, doubt, doubt + at.residual_doubt), blocks, None, sums
     )
-    at = space.rotated.refit(space, rows)
-    constants, scores = space.surely + at.excess - at.doubt, np.zeros((count, layout.n))
-    sound = np.ones(count, dtype=bool)
-    for t, columns in enumerate(space.terms):
-        stride = t * forest.d_count[which]
-        blocks = [_scaled_blocks(document.d, piece, stride) for piece in pieces]
-        dense = frame.with_blocks(pieces, blocks, space.shift)
-        below = _definite(_less(frame.h - dense, space.shift))
-        above = _positive(pieces, blocks, count)
-        for flags, what in ((below, "less than the Gram matrix there"), (above, "positive definite")):
-            nodes = document.relaxed_at[which[sound & ~flags]]
-            reasons += [f"The D of the relaxation at node {node} is not {what}." for node in nodes.tolist()]
-            sound &= flags
-        _add_term(space, frame, at, columns, dense, pieces, blocks, constants, scores)
-    lost = sound & ~(np.isfinite(constants) & np.isfinite(scores).all(axis=1))
-    nodes = document.relaxed_at[which[lost]]
-    reasons += [f"The numbers of the relaxation at node {node} are out of range." for node in nodes.tolist()]
-    constants[~sound | lost] = -math.inf
-    return constants, np.where(np.isfinite(scores), np.maximum(scores, 0.0), 0.0)
 
 
-@dataclass(frozen=True, eq=False)
-class _Frame:
-    """What the terms of a batch of relaxations have in common: rows, their Gram matrices, z by rows, rows kept."""
+def _add_directional(
+    space: _Space,
+    frame: _Frame,
+    at: _Refit,
+    bases: list[Floats],
+    blocks: list[Floats],
+    sums: _Sums,
+    flaws: _Flaws,
+) -> None:
+    """Add what a directional relaxation gives: a term for every free group, whose D is larger on that group alone.
 
-    rows: Ints
-    h: Floats
-    z: Floats
-    kept: Mask
+    The outputs are turned so that inv(T) X on the free rows, T the coordinates, becomes its symmetric root; the columns
+    of a group's rows are then the outputs of its term, for which the block of D is larger by
+    beta = (1 - SAFETY) inv(B_gg), B = inv(H - D).
+    """
+    pieces, dense = frame.pieces, frame.dense(blocks, space.shift)
+    own, definite = _own_blocks(space, frame, dense)
+    flaws.require(definite, "The D of the relaxation at node {} is not less than the Gram matrix there.")
+    turn = _turn(frame, at.x, bases)
+    x = at.x @ turn
+    root, system = frame.system(dense)
+    count, size, width = x.shape
+    unit = np.zeros((count, size, width))
+    item, row = np.nonzero(~frame.kept)
+    unit[item, row, np.tile(np.arange(width), count)] = 1.0
+    solved = _solved(system, np.concatenate([root * (space.full.g[frame.rows] @ turn), unit], axis=2))
+    mix = np.zeros((count, width, width))
+    for p, beta in zip(pieces, own, strict=True):
+        at_item, at_rows, at_columns = p.item[:, None, None], p.inner[:, :, None], p.targets[:, None, :]
+        weight = (1.0 - frame.z[p.item, p.inner[:, 0]])[:, None, None] * beta
+        corner = solved[at_item, at_rows, width + at_columns]
+        mix[at_item, p.targets[:, :, None], at_columns] = _solved(
+            np.eye(beta.shape[1]) + weight @ corner, weight @ solved[at_item, at_rows, at_columns]
+        )
+    delta = root * (solved[:, :, :width] - solved[:, :, width:] @ mix) - x
+    pushed = frame.h @ delta - dense @ delta
+    doubt = space.gamma * _times(np.abs(frame.h) + np.abs(dense), _row_norms(delta))
+    for p, beta in zip(pieces, own, strict=True):
+        at_item, at_rows, at_columns = p.item[:, None, None], p.inner[:, :, None], p.targets[:, None, :]
+        mine = delta[at_item, at_rows, at_columns]
+        pushed[at_item, at_rows, at_columns] -= beta @ mine
+        doubt[p.item[:, None], p.inner] += _gamma(beta.shape[1]) * _times(np.abs(beta), _row_norms(mine))
+    turned = at.residual_doubt + space.gamma * _times(np.abs(frame.h), _row_norms(at.x))
+    tangent = _Tangent(x, delta, pushed, pushed - at.residual @ turn, doubt, doubt + turned)
+    _settle(space, frame, tangent, blocks, own, sums)
 
-    def with_blocks(self, pieces: list[_Piece], blocks: list[Floats], least: float) -> Floats:
-        """D as dense matrices (B, N, N), with a least diagonal on the rows that are kept: any D > 0 there will do."""
-        count, size = self.rows.shape
-        dense = np.zeros((count, size, size))
-        for piece, block in zip(pieces, blocks, strict=True):
-            dense.reshape(count * size, size)[piece.flat[:, :, None], piece.inner[:, None, :]] = block
-        item, row = np.nonzero(self.kept)
-        dense[item, row, row] = least
-        return dense
+
+def _own_blocks(space: _Space, frame: _Frame, dense: Floats) -> tuple[list[Floats], Mask]:
+    """For every free group the largest block that may be added to D there alone, nearly; and whether H - D is definite.
+
+    inv(H - D) comes with an error that is bounded by its residual and by a number that H - D was seen to exceed.
+    """
+    size = frame.rows.shape[1]
+    slack = _less(frame.h - dense, 2.0 * space.shift)
+    definite = _definite(_less(slack, space.shift))
+    well = _definite(_less(slack, 1e-7 + space.shift))
+    least = np.where(well, 1e-7, space.shift)
+    unit = np.broadcast_to(np.eye(size), slack.shape)
+    inverse = _solved(slack, unit)
+    doubt = space.gamma * (np.abs(slack) @ np.abs(inverse))
+    error = np.linalg.norm(unit - slack @ inverse, axis=1) + np.linalg.norm(doubt, axis=1)  # by columns
+    own = []
+    for p in frame.pieces:
+        s = p.inner.shape[1]
+        block = inverse[p.item[:, None, None], p.inner[:, :, None], p.inner[:, None, :]]
+        off = np.sqrt(np.sum(error[p.item[:, None], p.inner] ** 2, axis=1) * 2.0 * s / least[p.item])
+        share = 1.0 - SAFETY - np.where(off > 0.9 * SAFETY, off, 0.0)
+        beta = _solved(0.5 * (block + block.swapaxes(1, 2)), np.broadcast_to(np.eye(s), block.shape))
+        definite[p.item[~(off < 0.5)]] = False
+        own.append(0.5 * (beta + beta.swapaxes(1, 2)) * share[:, None, None])
+    return own, definite
 
 
-def _scaled_blocks(d: Floats, piece: _Piece, stride: Ints) -> Floats:
-    blocks = d[piece.begin + stride[piece.item][:, None, None]]
-    return np.asarray(blocks * piece.scale[:, :, None] * piece.scale[:, None, :])
+def _turn(frame: _Frame, x: Floats, bases: list[Floats]) -> Floats:
+    """U (B, q, m) with U U' <= 1 that turns inv(T) X on the free rows into its symmetric root."""
+    count, width = len(x), int((~frame.kept[0]).sum())
+    seen = np.zeros((count, width, x.shape[2]))
+    for p, base in zip(frame.pieces, bases, strict=True):
+        seen[p.item[:, None], p.targets] = _divided(base, x[p.item[:, None], p.inner])
+    try:
+        left, _, right = np.linalg.svd(np.where(np.isfinite(seen), seen, 0.0), full_matrices=False)
+    except np.linalg.LinAlgError as error:
+        raise GivenUp("A singular value decomposition did not converge.") from error
+    return np.asarray((right.swapaxes(1, 2) @ left.swapaxes(1, 2)) * (1.0 - 1e-12))
+
+
+def _settle(
+    space: _Space,
+    frame: _Frame,
+    tangent: _Tangent,
+    blocks: list[Floats],
+    own: list[Floats] | None,
+    sums: _Sums,
+) -> None:
+    """Add the tangent's part of the constants and scores: everything but the excess of X.
+
+    `own` are the blocks by which D is larger for those outputs that are the group's own targets.
+    """
+    x, delta, rho, doubt = tangent.x, tangent.delta, tangent.rho, tangent.rho_doubt
+    sums.constants[...] -= 0.5 * _dot(delta, tangent.pushed)
+    sums.constants[...] -= np.sum(_row_norms(delta) * tangent.pushed_doubt, axis=1)
+    kept = np.where(frame.kept, _row_norms(rho), 0.0) / space.shift
+    sums.constants[...] -= np.sum(0.5 * kept**2 * space.shift + kept * doubt, axis=1)
+    for index, (p, block) in enumerate(zip(frame.pieces, blocks, strict=True)):
+        gamma, size = _gamma(block.shape[1]), np.abs(block)
+        mine, mine_x = rho[p.item[:, None], p.inner], x[p.item[:, None], p.inner]
+        r = block @ mine_x - mine
+        y, y_rho = np.split(_divided(block, np.concatenate([r, mine], axis=2)), 2, axis=2)
+        if own is not None:
+            columns = p.targets[:, None, :]
+            beta, whole, size = own[index], block + own[index], size + np.abs(own[index])
+            own_r = np.take_along_axis(r, columns, axis=2) + beta @ np.take_along_axis(
+                mine_x, columns, axis=2
+            )
+            own_rho = np.take_along_axis(mine, columns, axis=2)
+            solved = np.split(_divided(whole, np.concatenate([own_r, own_rho], axis=2)), 2, axis=2)
+            for array, values in ((r, own_r), (y, solved[0]), (y_rho, solved[1])):
+                np.put_along_axis(array, np.broadcast_to(columns, values.shape), values, axis=2)
+        y_norms, y_rho_norms = _row_norms(y), _row_norms(y_rho)
+        mine_doubt = doubt[p.item[:, None], p.inner]
+        r_doubt = mine_doubt + gamma * _times(size, _row_norms(mine_x) + y_norms)
+        sums.scores[p.item, p.group] += 0.5 * _dot(r, y) - np.sum(y_norms * r_doubt, axis=1)
+        loss = 0.5 * _dot(mine, y_rho)
+        loss += np.sum(y_rho_norms * (mine_doubt + gamma * _times(size, y_rho_norms)), axis=1)
+        sums.constants[...] -= np.bincount(p.item, loss, minlength=len(x))
 
 
 def _positive(pieces: list[_Piece], blocks: list[Floats], count: int) -> Mask:
@@ -1120,47 +1324,6 @@ def _positive(pieces: list[_Piece], blocks: list[Floats], count: int) -> Mask:
             fine &= _definite(block / root[:, :, None] / root[:, None, :])
         good[piece.item[~fine]] = False
     return good
-
-
-def _add_term(
-    space: _Space,
-    frame: _Frame,
-    at: _Refit,
-    columns: slice,
-    dense: Floats,
-    pieces: list[_Piece],
-    blocks: list[Floats],
-    constants: Floats,
-    scores: Floats,
-) -> None:
-    """Add what one term gives to constants and scores; W by a solve, but the formula holds for any W."""
-    x, residual = at.x[:, :, columns], at.residual[:, :, columns]
-    root = np.sqrt(frame.z)[:, :, None]  # H + D(1/z - 1) = inv(root) (root H root + D(1 - z)) inv(root)
-    system = frame.h * root * root.swapaxes(1, 2) + dense * (1.0 - frame.z)[:, :, None]
-    delta = root * _solved(system, root * space.rotated.g[:, columns][frame.rows]) - x
-    pushed = frame.h @ delta - dense @ delta
-    rho = pushed - residual
-    norms = _row_norms(delta)
-    pushed_doubt = space.gamma * ((np.abs(frame.h) + np.abs(dense)) @ norms[:, :, None])[:, :, 0]
-    rho_doubt = pushed_doubt + at.residual_doubt
-    constants -= 0.5 * _dot(delta, pushed) + np.sum(norms * pushed_doubt, axis=1)
-    kept = np.where(frame.kept, _row_norms(rho), 0.0) / space.shift
-    constants -= np.sum(0.5 * kept**2 * space.shift + kept * rho_doubt, axis=1)
-    count, total, width = len(constants), x.shape[0] * x.shape[1], x.shape[2]
-    x_norms = _row_norms(x).reshape(total)
-    for piece, block in zip(pieces, blocks, strict=True):
-        gamma = _gamma(block.shape[1])
-        mine, doubt = rho.reshape(total, width)[piece.flat], rho_doubt.reshape(total)[piece.flat]
-        r = block @ x.reshape(total, width)[piece.flat] - mine
-        y, y_rho = np.split(_divided(block, np.concatenate([r, mine], axis=2)), 2, axis=2)
-        size = np.abs(block)
-        y_norms, y_rho_norms = _row_norms(y), _row_norms(y_rho)
-        r_doubt = doubt + gamma * _times(size, x_norms[piece.flat] + y_norms)
-        scores[piece.item, piece.group] += 0.5 * _dot(r, y) - np.sum(y_norms * r_doubt, axis=1)
-        loss = 0.5 * _dot(mine, y_rho) + np.sum(
-            y_rho_norms * (doubt + gamma * _times(size, y_rho_norms)), axis=1
-        )
-        constants -= np.bincount(piece.item, loss, minlength=count)
 
 
 def _least_removed(forest: _Forest, which: Ints, leaves: Ints, scores: Floats) -> Floats:
@@ -1229,6 +1392,12 @@ def _support_value(support: Mask, space: _Space, reasons: list[str]) -> float | 
 def _gamma(length: int) -> float:
     """Relative rounding of an inner product of so many terms: what is probable, not the most there can be."""
     return _UNIT * math.sqrt(length + 4.0)
+
+
+def _triangle(size: int) -> Ints:
+    """Places of the entries of a symmetric matrix in its lower triangle, row after row."""
+    low, high = np.minimum(*np.indices((size, size))), np.maximum(*np.indices((size, size)))
+    return np.asarray(high * (high + 1) // 2 + low)
 
 
 def _ranges(begins: Ints, counts: Ints) -> Ints:

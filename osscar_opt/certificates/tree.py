@@ -58,6 +58,10 @@ class ProofTree:
     removed, kept : (n,) mask, optional
         Groups decided at the root: those always removed (and groups all of whose rows are dead), and those always
         kept.  `ProofTree.of` reads them off a problem.
+    coordinates : array, optional
+        Makes every relaxation a directional one.  For every group an s x s matrix T_g, row-major, one after
+        another: with X the refit at a node, it is inv(T) X on the free rows whose symmetric root is split, one term
+        for each group.
 
     Raises
     ------
@@ -74,8 +78,16 @@ class ProofTree:
     ProofTree(n=3, nodes=3, open=0, relaxations=0)
     """
 
-    def __init__(self, n: int, *, removed: BoolArray | None = None, kept: BoolArray | None = None) -> None:
+    def __init__(
+        self,
+        n: int,
+        *,
+        removed: BoolArray | None = None,
+        kept: BoolArray | None = None,
+        coordinates: FloatArray | None = None,
+    ) -> None:
         self.n = n
+        self.coordinates = None if coordinates is None else np.array(coordinates, dtype=np.float64).ravel()
         self.removed = np.zeros(n, dtype=bool) if removed is None else np.array(removed, dtype=bool)
         self.kept = np.zeros(n, dtype=bool) if kept is None else np.array(kept, dtype=bool)
         if self.removed.shape != (n,) or self.kept.shape != (n,) or np.any(self.removed & self.kept):
@@ -89,13 +101,14 @@ class ProofTree:
         self._latest: dict[int, int] = {}  # node -> its latest relaxation
 
     @classmethod
-    def of(cls, problem: Any) -> ProofTree:
+    def of(cls, problem: Any, *, coordinates: FloatArray | None = None) -> ProofTree:
         """Start the tree of a problem: forced groups are decided at the root, dead ones removed.
 
         Parameters
         ----------
         problem : Problem
             Or anything with its gram, cross, groups, always_keep and always_remove.
+        coordinates : array, optional
 
         Examples
         --------
@@ -107,7 +120,7 @@ class ProofTree:
         live = live_rows(problem.gram, problem.cross)
         groups = problem.groups.group_of_row
         removed, kept = root_decisions(live, groups, problem.always_keep, problem.always_remove)
-        return cls(len(kept), removed=removed, kept=kept)
+        return cls(len(kept), removed=removed, kept=kept, coordinates=coordinates)
 
     @property
     def nodes(self) -> int:
@@ -191,7 +204,8 @@ class ProofTree:
             In (0, 1], the groups free at the node in ascending order.
         blocks : list of arrays
             For every term the blocks of D over the same groups, each s x s and row-major, one after another.  D must
-            lie below the Gram matrix of the node with a margin; see ``docs/certificates.md``.
+            lie below the Gram matrix of the node with a margin; see ``docs/certificates.md``.  A directional
+            relaxation has one D, to which the checker adds what each term allows on its own group.
         multipliers : (m,) array, optional
             One for every limit, at least 0; not needed under a single limit.
 
