@@ -51,7 +51,8 @@ class Cvxpy(Solver):
         Of the model, see `osscar_opt.formulations.models.conic.cvxpy_model`; "auto" is the one that the solver is
         fastest with: big_m for Gurobi, relaxation for solvers without integers, perspective for the others.
     gap : float
-        Gap at which the solver may stop, relative to the first incumbent's loss.
+        Gap at which the solver may stop, relative to the first incumbent's loss, but no smaller than the solver's
+        tolerance: it would branch without end on what is only blurred.
     threads : int
         For solvers that take this number.
     verbose : bool
@@ -92,7 +93,7 @@ class Cvxpy(Solver):
         model = cvxpy_model(problem, form, value=value)
         asked = Asked(
             seconds=_TIME_FOR_THE_SOLVER * deadline.remaining(),
-            gap=self.gap * (value - problem.base) / model.unit,
+            gap=max(self.gap * (value - problem.base) / model.unit, backend.tolerance),
             threads=self.threads,
             verbose=self.verbose,
         )
@@ -121,6 +122,8 @@ class _Outcome:
 
     def proposal(self, walk: Walk, deadline: Deadline) -> Proposal:
         bound, remark = self._bound()
+        if bound is not None:
+            bound = max(bound, walk.problem.base)
         stats: dict[str, Any] = {
             "solver": self.name,
             "form": self.model.form,

@@ -36,8 +36,8 @@ Split: TypeAlias = Literal["auto", "joint", "eigenvalue"]
 
 _FORMS = ("perspective", "big_m", "relaxation", "sdp")
 _SPLITS = ("auto", "joint", "eigenvalue")
-_JOINT_UP_TO = 64
-"""Rows and outputs together up to which the best D is looked for by default: a second or so."""
+_JOINT_UP_TO = 48
+"""Rows and outputs together up to which the best D is looked for by default: a second or two; at 64, five or more."""
 
 _MOST_NUMBERS = 20_000_000
 """Numbers in the constraints beyond which a model is refused: it would take gigabytes, and no solver would end."""
@@ -206,7 +206,10 @@ class CvxpyModel:
             )
         z = self._z()
         if self.form == "sdp":
-            split = blended_split(self._normal, _multipliers(self), share=1e-6)
+            best = _multipliers(self)
+            if best is None:
+                raise SolverError("the model has no multipliers: solve it with a solver that gives them.")
+            split = blended_split(self._normal, best, share=1e-6)
         else:
             assert self.split is not None
             split = self.split * self._normal.scale[:, None] * self._normal.scale[None, :]
@@ -236,7 +239,7 @@ def cvxpy_model(
         may be cut off. By default, the value of the support that ranking groups by themselves gives.
     split : {"auto", "joint", "eigenvalue"}, optional
         D of the perspective forms: "joint" solves "sdp" first (with Clarabel) and takes the best; "eigenvalue" is
-        quick; "auto" is joint for up to 64 rows and outputs together.
+        quick; "auto" is joint for up to 48 rows and outputs together.
 
     Raises
     ------
@@ -252,7 +255,7 @@ def cvxpy_model(
     >>> problem = Problem(np.eye(3), [[1.0], [3.0], [2.0]], keep=2)
     >>> model = cvxpy_model(problem, "big_m")
     >>> model.problem.is_mixed_integer(), [variable.name() for variable in model.problem.variables()]
-    (True, ['residual', 'support'])
+    (True, ['residual[0]', 'support'])
     """
     _require_known(form, split)
     if problem.n == 0:
@@ -324,12 +327,13 @@ class _Builder:
         )
 
     def _big_m(self) -> tuple[Any, Any, float]:
-        """The variables are V = L'(U - U*): the fewest columns, and the identity as their Hessian."""
+        """The variables are V = L'(U - U*), a variable a column: nothing is added when cvxpy makes a program of it."""
         cvxpy, normal = self.cvxpy, self.normal
-        residual = cvxpy.Variable(normal.optimum.shape, name="residual")
-        weights = normal.optimum + np.linalg.inv(normal.root.T) @ residual
+        rows, outputs = normal.optimum.shape
+        residuals = [cvxpy.Variable((rows, 1), name=f"residual[{output}]") for output in range(outputs)]
+        weights = normal.optimum + np.linalg.inv(normal.root.T) @ cvxpy.hstack(residuals)
         self._bound(weights)
-        return weights, _sum_of_squares(residual), 0.0
+        return weights, sum(cvxpy.sum_squares(residual) for residual in residuals), 0.0
 
     def _perspective(self, split: FloatArray) -> tuple[Any, Any, float]:
         cvxpy, normal = self.cvxpy, self.normal
@@ -346,8 +350,9 @@ class _Builder:
         values, vectors = np.linalg.eigh(normal.gram - split)
         factor = vectors * np.sqrt(np.maximum(values, 0.0))
         pull = split @ normal.optimum
-        excess = (
-            _sum_of_squares(factor.T @ (weights - normal.optimum))
+        residual = factor.T @ (weights - normal.optimum)
+        excess = (  # the squares a column at a time: solvers separate several small cones better than one large
+            sum(cvxpy.sum_squares(residual[:, output]) for output in range(weights.shape[1]))
             + cvxpy.sum(shares)
             - 2.0 * cvxpy.sum(cvxpy.multiply(pull, weights))
         )
@@ -390,13 +395,6 @@ def _require_known(form: object, split: object) -> None:
             raise OptionError(f"{name} = {given!r} must be one of {', '.join(map(repr, known))}.")
 
 
-def _sum_of_squares(matrix: Any) -> Any:
-    """|matrix|^2, a column at a time: solvers separate several small cones better than one large."""
-    import cvxpy
-
-    return sum(cvxpy.sum_squares(matrix[:, column]) for column in range(matrix.shape[1]))
-
-
 def _split(normal: NormalForm, split: Split) -> FloatArray:
     if split == "auto":
         split = "joint" if sum(normal.optimum.shape) <= _JOINT_UP_TO else "eigenvalue"
@@ -404,23 +402,23 @@ def _split(normal: NormalForm, split: Split) -> FloatArray:
         return eigenvalue_split(normal)
     model = _Builder(normal, "sdp", normal.problem.constant).build("auto")
     run_backend(model.normalised(), "CLARABEL", options={"accept_unknown": True})
-    if any(coupling.dual_value is None for coupling in model._couplings):
-        return eigenvalue_split(normal)
-    return blended_split(normal, _multipliers(model), share=1e-3)
+    best = _multipliers(model)
+    return eigenvalue_split(normal) if best is None else blended_split(normal, best, share=1e-3)
 
 
-def _multipliers(model: CvxpyModel) -> FloatArray:
-    """(p, p) multipliers of Q_gg in the couplings, block-diagonal; right up to a positive factor."""
+def _multipliers(model: CvxpyModel) -> FloatArray | None:
+    """(p, p) multipliers of Q_gg in the couplings, block-diagonal, right up to a positive factor; None if unsolved."""
     groups = model.source.groups
     split = np.zeros((groups.p, groups.p))
     for group, coupling in enumerate(model._couplings):
-        rows, dual = groups.rows(group), coupling.dual_value
+        rows = groups.rows(group)
+        dual = coupling.dual_variables[0].value
         if dual is None:
-            raise SolverError(
-                "the model has no multipliers: solve it with a solver that gives them, as Clarabel."
+            return None
+        if len(rows) == 1:  # of the cone (Q + z, 2 U, Q - z), whose first and last entries hold Q
+            split[rows, rows] = float(np.squeeze(dual)) + float(
+                np.ravel(coupling.dual_variables[1].value)[-1]
             )
-        if len(rows) == 1:
-            split[rows, rows] = float(np.squeeze(dual[0])) + float(np.ravel(dual[1])[-1])
         else:
             split[np.ix_(rows, rows)] = dual[: len(rows), : len(rows)]
     return _nonnegative(split)
