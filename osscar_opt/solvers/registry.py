@@ -41,6 +41,7 @@ ENTRY_POINT_GROUP = "osscar_opt.solvers"
 _OWN: dict[str, str] = {
     "auto": "osscar_opt.solvers.auto:Auto",
     "exact": "osscar_opt.solvers.exact:Exact",
+    "highs": "osscar_opt.solvers.highs:Highs",
     "exhaustive": "osscar_opt.solvers.exhaustive:Exhaustive",
     "greedy": "osscar_opt.solvers.greedy:Greedy",
     "forward": "osscar_opt.solvers.forward:Forward",
