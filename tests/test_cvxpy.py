@@ -137,7 +137,8 @@ def test_a_time_limit_gives_the_incumbent_and_the_bound(gurobi: None, options: d
     assert solution.objective <= problem.solve("greedy").objective * (1 + 1e-9)
     assert solution.bound_kind == "claimed"
     assert problem.base <= solution.bound < solution.objective
-    assert solution.bound > problem.base or options == {"form": "big_m"}  # too weak to say anything in that time
+    if options != {"form": "big_m"}:  # which SCIP gets no bound from in that time
+        assert solution.bound > problem.base
     assert "stopped with status" in solution.message
 
 
@@ -328,7 +329,7 @@ def test_statuses_of_a_solver_that_is_not_known(
 
 
 def test_all_runs_of_scip_share_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In threads of their own the 65th run would crash the process: CppAD, which SCIP uses, has numbers for 64."""
+    """In threads of their own, some sixty runs of SCIP 10.0 crash the process: CppAD, within it, numbers threads."""
     threads = []
 
     def noted(*arguments: Any, **keywords: Any) -> Any:

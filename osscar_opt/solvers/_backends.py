@@ -252,7 +252,7 @@ BACKENDS: Mapping[str, Backend] = {
         _scip_options,
         _scip_told,
         mend=_scip_mend,
-        one_thread=True,  # its derivatives (CppAD) number the threads they meet, and crash at the 65th
+        one_thread=True,  # SCIP 10.0 (its library CppAD) numbers the threads it meets, and crashes after some 60
     ),
     "GUROBI": Backend(
         "gurobipy", _INTEGER, "big_m", _GUROBI_TOLERANCE, _gurobi_options, _gurobi_told, admit=_gurobi_admit

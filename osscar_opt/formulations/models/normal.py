@@ -36,13 +36,19 @@ class NormalForm:
     root : (p, p) array
         The lower triangular factor L.
     optimum : (p, r) array
-        U*; its loss |L'U*|^2 is 1, or 0 where there is nothing to explain.
+        The unconstrained optimum; the sum of squares of L'U* is 1, or 0 where there is nothing to explain.
     scale : (p,) array
         The scale d.
     directions : (q, r) array
         V.
     unit : float
         c - base, or 1 where that is 0.
+
+    Examples
+    --------
+    >>> form = normal_form(Problem([[4.0]], [[8.0]]))
+    >>> form.gram, form.optimum, form.unit
+    (array([[1.]]), array([[1.]]), 8.0)
     """
 
     problem: Problem
