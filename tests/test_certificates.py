@@ -160,7 +160,8 @@ class Maker:
         removed, kept = self.tree.state(node)
         free = np.flatnonzero(~(removed | kept))
         if self.rng.random() < 0.7:
-            relaxations = [*relaxations, (self._relax(node, removed, kept), node)]
+            how = self._relax if self.rng.random() < 0.5 else self._relax_dual
+            relaxations = [*relaxations, (how(node, removed, kept), node)]
         if free.size and depth < 3 and self.rng.random() < 0.8:
             for child in self.tree.branch(node, int(self.rng.choice(free))):
                 self._grow(child, relaxations, depth + 1)
@@ -245,9 +246,61 @@ class Maker:
         self.known[index] = (z, blocks, removed, kept)
         return index
 
+    def _relax_dual(self, node: int, removed: np.ndarray, kept: np.ndarray) -> int:
+        """Lambda near the best for y if the proof is to be tight, else at random; delta by the largest eigenvalue."""
+        rng = self.rng
+        h, g, _, places, free = self._node(removed, kept)
+        y = rng.uniform(0, 1, len(free))
+        if self.tight and self.values:
+            best = np.array(min(self.values, key=self.values.__getitem__))
+            y = np.where(best[free], 0.1 * y, 1 - 0.1 * y)
+        m = np.linalg.inv(h)
+        dense = m @ g @ self.vectors
+        share = np.zeros(len(h))
+        for rows, yg in zip(places, y, strict=True):
+            share[rows] = yg
+        if self.tight:
+            lam = np.linalg.solve(
+                m * np.outer(share, share) + np.diag(share * (1 - share) * m.diagonal()),
+                dense * share[:, None],
+            )
+        else:
+            unit = np.sqrt(np.abs(dense).mean() if dense.size else 1.0)
+            lam = rng.normal(size=dense.shape) * unit * h.diagonal()[:, None] ** 0.25
+        lam = lam.astype(np.float32 if rng.random() < 0.7 else np.float64)
+        q = self._form(m, lam, places)
+        scale = np.sqrt(q.diagonal()) if len(q) else np.ones(0)
+        largest = np.linalg.eigvalsh(q / np.outer(scale, scale)).max() if len(q) else 1.0
+        delta = largest * scale**2 * rng.choice([1.0 + 1e-9, 1.01, 1.5])
+        prices = rng.uniform(0, 1, len(self.problem.limits.limit)) * self.problem.constant / max(1, len(h))
+        index = self.tree.relax_dual(node, y, delta, lam, prices if rng.random() < 0.7 else None)
+        self.known = getattr(self, "known", {})
+        self.known[index] = ("dual", (y, delta, lam), removed, kept)
+        return index
+
+    @staticmethod
+    def _form(m: np.ndarray, lam: np.ndarray, places: list[np.ndarray]) -> np.ndarray:
+        q = np.zeros((len(places), len(places)))
+        for (i, a), (j, b) in itertools.product(enumerate(places), repeat=2):
+            q[i, j] = np.trace(lam[a].T.astype(float) @ m[np.ix_(a, b)] @ lam[b].astype(float))
+        return q
+
+    def _dual(self, numbers: tuple[Any, ...], gone: np.ndarray, held: np.ndarray) -> tuple[float, np.ndarray]:
+        """Level and scores of a dual relaxation: a support costs the level and the scores of what it removes."""
+        y, delta, lam = numbers
+        h, g, _, places, _ = self._node(gone, held)
+        m = np.linalg.inv(h)
+        dense = m @ g @ self.vectors
+        form = np.diag(delta) - self._form(m, lam, places)
+        scores = np.array([np.sum(lam[rows] * dense[rows]) for rows in places]) - delta / 2 + form @ y
+        return value_of(self.problem, ~gone) - 0.5 * y @ form @ y, scores
+
     def _relaxed(self, relaxation: tuple[int, int], removed: np.ndarray, kept: np.ndarray) -> float:
         """phi(z) and its gradient term by term; the best completion by trying all of them."""
         z, blocks, gone, held = self.known[relaxation[0]]
+        if isinstance(z, str):
+            level, scores = self._dual(blocks, gone, held)
+            return level + float(scores.sum()) - self._most(scores, gone, held, removed, kept)
         h, g, constant, places, free = self._node(gone, held)
         scores = np.zeros(len(free))
         bound = constant
@@ -268,6 +321,13 @@ class Maker:
         )  # the most the other outputs can explain
         outside_held = fitted(self.gram, outside, held[self.problem.groups.group_of_row])
         bound += 0.5 * np.sum(outside_held * outside)  # and the part that `constant` counts already
+        return bound - self._most(scores, gone, held, removed, kept)
+
+    def _most(
+        self, scores: np.ndarray, gone: np.ndarray, held: np.ndarray, removed: np.ndarray, kept: np.ndarray
+    ) -> float:
+        """The largest sum of scores of groups kept, over the supports below a leaf."""
+        free = np.flatnonzero(~(gone | held))
         most = -np.inf
         newly_kept, newly_removed = kept[free] & ~held[free], removed[free] & ~gone[free]
         for choice in itertools.product([False, True], repeat=len(free)):
@@ -280,7 +340,7 @@ class Maker:
                 and feasible(self.problem, support)
             ):
                 most = max(most, float(scores @ chosen))
-        return bound - most
+        return most
 
 
 def made(seed: int, *, tight: bool = False, **options: Any) -> tuple[Problem, Maker, Made]:

@@ -99,7 +99,7 @@ def pick(rng: np.random.Generator, array: np.ndarray) -> tuple[int, ...]:
 
 def change_tree(rng: np.random.Generator, meta: dict[str, str], a: dict[str, np.ndarray]) -> None:
     at, n = int(rng.integers(len(a["tree"]))), len(a["always_keep"])
-    how = str(rng.choice(["drop", "double", "group", "kind", "cite", "place", "swap", "wild"]))
+    how = str(rng.choice(["drop", "double", "group", "kind", "cite", "place", "swap", "wild", "dual"]))
     if how in ("drop", "double"):
         for name in ("tree", "cites"):
             a[name] = np.delete(a[name], at) if how == "drop" else np.insert(a[name], at, a[name][at])
@@ -113,6 +113,8 @@ def change_tree(rng: np.random.Generator, meta: dict[str, str], a: dict[str, np.
         a["cites"][at] = rng.integers(-1, len(a["relaxed_at"]) + 1)
     elif how == "place" and len(a["relaxed_at"]):
         a["relaxed_at"][pick(rng, a["relaxed_at"])] = rng.integers(len(a["tree"]))
+    elif how == "dual" and len(a["dual"]):
+        a["dual"][pick(rng, a["dual"])] ^= True
     elif how == "swap":
         other = int(rng.integers(len(a["tree"])))
         for name in ("tree", "cites"):
@@ -125,7 +127,7 @@ def change_tree(rng: np.random.Generator, meta: dict[str, str], a: dict[str, np.
 
 def change_relaxation(rng: np.random.Generator, meta: dict[str, str], a: dict[str, np.ndarray]) -> None:
     factor = float(rng.choice([1e-3, 0.5, 0.999, 1.0001, 1.01, 1.5, 10.0, -1.0, 0.0]))
-    name = str(rng.choice(["d", "d", "z", "z", "multipliers", "directions"]))
+    name = str(rng.choice(["d", "d", "z", "z", "y", "delta", "delta", "lam", "lam", "prices", "directions"]))
     if name not in a or a[name].size == 0:
         return
     how = rng.random()
@@ -133,8 +135,8 @@ def change_relaxation(rng: np.random.Generator, meta: dict[str, str], a: dict[st
         a[name] *= factor
     elif how < 0.8:
         a[name][pick(rng, a[name])] *= factor
-    elif name == "z":
-        a["z"] = rng.uniform(0, 1, a["z"].shape)
+    elif name in ("y", "z"):
+        a[name] = rng.uniform(0, 1, a[name].shape)
     else:
         a[name] = rng.permutation(a[name].ravel()).reshape(a[name].shape)
 

@@ -23,7 +23,7 @@ from osscar_opt.errors import FormatError, InputError
 
 __all__ = ["Certificate"]
 
-_CODES = {"float64": "F64", "int64": "I64", "bool": "BOOL"}
+_CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "bool": "BOOL"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,8 +39,6 @@ class Certificate:
     directions : (q, k) array or None
         Orthonormal directions of the outputs into which relaxations of several terms split them.
     term_of_direction : (k,) array of int or None
-    coordinates : array or None
-        Of the tree: relaxations are directional.
     bound : float
         The claim.
     support : (n,) mask or None
@@ -63,7 +61,6 @@ class Certificate:
     proof: PackedTree
     directions: FloatArray | None
     term_of_direction: IntArray | None
-    coordinates: FloatArray | None
     bound: float
     support: BoolArray | None = None
     value: float | None = None
@@ -77,7 +74,7 @@ class Certificate:
         bound: float,
         support: BoolArray | None = None,
         value: float | None = None,
-        directions: tuple[FloatArray, IntArray] | None = None,
+        directions: tuple[FloatArray, IntArray | None] | None = None,
     ) -> Certificate:
         """Put a tree and its problem together; nothing is proved before `check`.
 
@@ -93,7 +90,8 @@ class Certificate:
         support : (n,) mask, optional
         value : float, optional
         directions : (V, term_of_direction), optional
-            V (q, k) with orthonormal columns, and the term 0, 1, ... of each; one term and no V if left out.
+            V (q, k) with orthonormal columns, and the term 0, 1, ... of each, None for one term; one term and no V if
+            left out.
 
         Raises
         ------
@@ -119,15 +117,19 @@ class Certificate:
             raise InputError("bound and value must be finite numbers.")
         sizes = np.bincount(posed.group_of_row, minlength=tree.n)
         proof = tree.packed(sizes, len(posed.limit))
-        if tree.coordinates is not None and tree.coordinates.size != int((sizes**2).sum()):
-            raise InputError(f"the coordinates need {int((sizes**2).sum())} numbers, s x s for every group.")
         vectors, terms = (None, None) if directions is None else directions
+        columns = _outputs(posed) if vectors is None else vectors.shape[1]
+        if not len(proof.lam):
+            proof = proof._replace(lam=np.zeros((0, columns), dtype=np.float32))
+        if proof.lam.shape[1] != columns:
+            raise InputError(
+                f"multipliers_matrix must have {columns} columns, and theirs is {proof.lam.shape[1]}."
+            )
         return cls(
             posed=posed,
             proof=proof,
             directions=None if vectors is None else np.asarray(vectors, dtype=np.float64),
             term_of_direction=None if terms is None else np.asarray(terms, dtype=np.int64),
-            coordinates=tree.coordinates,
             bound=float(bound),
             support=None if support is None else np.array(support, dtype=bool),
             value=None if value is None else float(value),
@@ -189,15 +191,15 @@ class Certificate:
         tree[tree >= 0] = groups[tree[tree >= 0]]
         proof = _without_dead_rows(self.proof._replace(tree=tree), posed)
         directions = self.directions
-        if directions is not None and columns is not None:
+        if columns is not None and directions is not None:
             directions = columns @ directions
-        coordinates = None if self.coordinates is None else _coordinates_over(posed, groups, self.coordinates)
+        elif columns is not None and proof.dual.any():
+            directions = columns  # multipliers stay as narrow as they are
         return dataclasses.replace(
             self,
             posed=posed,
             proof=proof,
             directions=directions,
-            coordinates=coordinates,
             support=support,
         )
 
@@ -228,7 +230,6 @@ class Certificate:
             **self.proof._asdict(),
             directions=self.directions,
             term_of_direction=self.term_of_direction,
-            coordinates=self.coordinates,
             support=self.support,
             bound=self.bound,
             value=self.value,
@@ -283,11 +284,12 @@ class Certificate:
         0.0
         """
         arrays = self._arrays(embed)
+        outputs = _outputs(self.posed) if self.directions is None else len(self.directions)
         posed, p, n = self.posed, len(self.posed.group_of_row), len(self.posed.always_keep)
         metadata = {
             "format": checker.FORMAT,
             "version": checker.VERSION,
-            "sizes": json.dumps({"rows": p, "columns": self._outputs, "groups": n}),
+            "sizes": json.dumps({"rows": p, "columns": outputs, "groups": n}),
             "problem": json.dumps({"hash": posed.hash, "name": posed.name}),
             "base": json.dumps(posed.base),
             "constant": json.dumps(posed.constant),
@@ -328,13 +330,6 @@ class Certificate:
         proof = PackedTree(**{name: parts.pop(name) for name in PackedTree._fields})
         return cls(proof=proof, **parts)
 
-    @property
-    def _outputs(self) -> int:
-        """Columns of cross; 0 if it is neither here nor needed."""
-        if self.posed.cross is not None:
-            return int(self.posed.cross.shape[1])
-        return 0 if self.directions is None else len(self.directions)
-
     def _arrays(self, embed: bool) -> dict[str, AnyArray]:
         posed = self.posed
         arrays: dict[str, AnyArray | None] = {
@@ -349,7 +344,6 @@ class Certificate:
             **self.proof._asdict(),
             "directions": self.directions,
             "term_of_direction": self.term_of_direction,
-            "coordinates": self.coordinates,
         }
         if embed and posed.gram is not None:
             arrays |= {"gram": _packed(posed.gram), "cross": posed.cross}
@@ -369,46 +363,41 @@ def _root(posed: Posed) -> tuple[BoolArray, BoolArray, BoolArray]:
     return *root_decisions(live, posed.group_of_row, posed.always_keep, posed.always_remove), live
 
 
+def _outputs(posed: Posed) -> int:
+    """Columns of cross; 0 if it is neither here nor needed."""
+    return 0 if posed.cross is None else int(posed.cross.shape[1])
+
+
 def _free(posed: Posed) -> IntArray:
     removed, kept, _ = _root(posed)
     return np.flatnonzero(~(removed | kept))
 
 
 def _without_dead_rows(proof: PackedTree, posed: Posed) -> PackedTree:
-    """The proof with D = 1/2 on dead rows of live groups, whose diagonal the checker takes to be 1."""
+    """The proof with nothing on dead rows of live groups: D = 1/2 there, as the checker takes H to be 1, Lambda = 0."""
     removed, kept, live = _root(posed)
     if (live | removed[posed.group_of_row]).all():
         return proof
     sizes = np.bincount(posed.group_of_row)
     root = kept.astype(np.int8) - removed.astype(np.int8)
     free = checker.walk(proof.tree, root)[proof.relaxed_at] == 0
-    d, at = proof.d.copy(), 0
-    terms = len(d) // max(1, int((free @ (sizes * (sizes + 1) // 2)).sum()))
-    for groups in free:
-        for group in np.tile(np.flatnonzero(groups), terms):
-            row, column = np.tril_indices(sizes[group])
-            dead = ~live[posed.group_of_row == group]
+    d, lam, at, row_at = proof.d.copy(), proof.lam.copy(), 0, 0
+    plain = free[~proof.dual]
+    terms = len(d) // max(1, int((plain @ (sizes * (sizes + 1) // 2)).sum()))
+    dead_of = [~live[posed.group_of_row == group] for group in range(len(sizes))]
+    for groups, dual in zip(free, proof.dual, strict=True):
+        for group in np.flatnonzero(groups) if dual else np.tile(np.flatnonzero(groups), terms):
+            dead = dead_of[group]
+            if dual:
+                lam[row_at : row_at + len(dead)][dead] = 0.0
+                row_at += len(dead)
+                continue
+            row, column = np.tril_indices(len(dead))
             block = d[at : at + len(row)]
             block[dead[row] | dead[column]] = 0.0
             block[(row == column) & dead[row]] = 0.5
             at += len(row)
-    return proof._replace(d=d)
-
-
-def _coordinates_over(posed: Posed, groups: IntArray, coordinates: FloatArray) -> FloatArray:
-    """The coordinates over more groups, where they are identities, and with dead rows left to themselves."""
-    live = _root(posed)[2]
-    sizes = np.bincount(posed.group_of_row)
-    blocks = [np.eye(size) for size in sizes]
-    at = 0
-    for group in groups:
-        size = sizes[group]
-        blocks[group] = coordinates[at : at + size**2].reshape(size, size).copy()
-        dead = ~live[posed.group_of_row == group]
-        blocks[group][dead | dead[:, None]] = 0.0
-        blocks[group][dead, dead] = 1.0
-        at += size**2
-    return np.concatenate([block.ravel() for block in blocks])
+    return proof._replace(d=d, lam=lam)
 
 
 def _packed(gram: FloatArray) -> FloatArray:

@@ -68,9 +68,6 @@ KINDS = {
 TOLERANCE = 1e-9
 """A claim may be above what is proved by this part of itself."""
 
-SAFETY = 1e-6
-"""How far below the largest possible the blocks of a directional relaxation stay, relatively."""
-
 OPTIMAL = 1e-6
 """A bound that meets the value within this part of it proves the support optimal."""
 
@@ -85,7 +82,12 @@ _UNIT = 2.0**-53
 _BATCH = 1 << 20  # numbers in one batch of matrices
 _CELLS = 1 << 30  # nodes times groups, a byte each
 _REASONS = 8
-_CODES = {"F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "BOOL": np.dtype("?")}
+_CODES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "I64": np.dtype("<i8"),
+    "BOOL": np.dtype("?"),
+}
 _ARRAYS = {
     "gram": ("F64", ("triangle",)),
     "cross": ("F64", ("p", "q")),
@@ -100,12 +102,15 @@ _ARRAYS = {
     "relaxed_at": ("I64", ("r",)),
     "z": ("F64", ("z",)),
     "d": ("F64", ("d",)),
-    "multipliers": ("F64", ("r", "m")),
-    "coordinates": ("F64", ("s",)),
+    "prices": ("F64", ("r", "m")),
+    "dual": ("BOOL", ("r",)),
+    "y": ("F64", ("y",)),
+    "delta": ("F64", ("y",)),
+    "lam": ("F32 F64", ("rows", "k")),
     "directions": ("F64", ("q", "k")),
     "term_of_direction": ("I64", ("k",)),
 }
-_OPTIONAL = {"gram", "cross", "support", "coordinates", "directions", "term_of_direction"}
+_OPTIONAL = {"gram", "cross", "support", "directions", "term_of_direction"}
 
 
 class Refused(Exception):
@@ -253,8 +258,11 @@ class Document(NamedTuple):
     relaxed_at: Ints
     z: Floats
     d: Floats
-    multipliers: Floats
-    coordinates: Floats | None
+    prices: Floats
+    dual: Mask
+    y: Floats
+    delta: Floats
+    lam: NDArray[Any]
     directions: Floats | None
     term_of_direction: Ints | None
     support: Mask | None
@@ -513,16 +521,17 @@ def _check_shapes(arrays: dict[str, NDArray[Any]], known: dict[str, int], versio
                 raise Refused(f"The array {name!r} is missing.")
             continue
         array = arrays[name]
-        if array.dtype != _CODES[kind]:
-            raise Refused(f"The array {name!r} is not of type {kind}.")
+        if array.dtype not in [_CODES[code] for code in kind.split()]:
+            raise Refused(f"The array {name!r} is not of type {kind.replace(' ', ' or ')}.")
         fits = array.ndim == len(dims) and all(
             known.setdefault(dim, size) == size for dim, size in zip(dims, array.shape, strict=True)
         )
         if not fits:
             raise Refused(f"The array {name!r} has a shape that disagrees with the others.")
-    for one, other in (("gram", "cross"), ("directions", "term_of_direction")):
-        if (one in arrays) != (other in arrays):
-            raise Refused(f"Of {one!r} and {other!r} only one is there.")
+    if ("gram" in arrays) != ("cross" in arrays):
+        raise Refused("Of 'gram' and 'cross' only one is there.")
+    if "term_of_direction" in arrays and "directions" not in arrays:
+        raise Refused("There are terms of directions without directions.")
 
 
 def _unpacked(triangle: Floats, p: int) -> Floats:
@@ -661,12 +670,12 @@ class _Space:
         self.shift = 2.0 * (self.p + 3) ** 2 * _UNIT
         self.least = self._smallest_eigenvalue()
         self.full = _Outputs(self, _fewer_columns(layout.cross * self.scale[:, None]))
-        self.rotated, self.terms = self.full, [slice(None)]
-        if document.directions is not None and document.term_of_direction is not None:
-            basis, self.terms = _directions(
-                document.directions, document.term_of_direction, layout.cross.shape[1]
-            )
-            scaled = layout.cross * self.scale[:, None]
+        self.rotated, self.terms = self.full, [np.arange(self.full.g.shape[1])]
+        scaled = layout.cross * self.scale[:, None]
+        if document.directions is not None:
+            terms = np.zeros(document.directions.shape[1], dtype=np.int64)
+            terms = terms if document.term_of_direction is None else document.term_of_direction
+            basis, self.terms = _directions(document.directions, terms, layout.cross.shape[1])
             parts = [inside := scaled @ basis, scaled - inside @ basis.T]
             negligible = np.linalg.norm(parts[1]) <= 1e-12 * np.linalg.norm(
                 scaled
@@ -674,6 +683,8 @@ class _Space:
             self.rotated = _Outputs(
                 self, inside if negligible else np.hstack([inside, _fewer_columns(parts[1])])
             )
+        elif document.dual.any():
+            self.rotated, self.terms = _Outputs(self, scaled), [np.arange(scaled.shape[1])]
         explained, doubt = self.full.explained
         self.base = self.surely = (
             posed.base if posed.base is not None else (posed.constant or 0.0) - explained
@@ -684,13 +695,21 @@ class _Space:
         self.tolerance = 1e-12 * abs(self.base) + rounding * explained
 
     def _smallest_eigenvalue(self) -> float:
-        """A number that all eigenvalues of the scaled Gram matrix are certain to exceed."""
-        for exponent in (1, 2, 4, 6, 8, 10, 12, 14):
-            below = 10.0**-exponent
-            if below > 2.0 * self.shift and _definite(_less(self.h[None], below + self.shift))[0]:
-                return below
-        if _definite(_less(self.h[None], 3.0 * self.shift))[0]:
-            return 2.0 * self.shift
+        """A number that all eigenvalues of the scaled Gram matrix are certain to exceed, and little less than they."""
+
+        def exceeded(exponent: float) -> bool:
+            return bool(_definite(_less(self.h[None], 10.0**exponent + self.shift))[0])
+
+        lowest = math.log10(2.0 * self.shift)
+        above = 0.0
+        for below in (-1.0, -2.0, -4.0, -6.0, -8.0, -10.0, -12.0, lowest):
+            if below < lowest or not exceeded(below):
+                above = below
+                continue
+            for _ in range(4 if self.p <= 1024 else 0):
+                middle = 0.5 * (below + above)
+                below, above = (middle, above) if exceeded(middle) else (below, middle)
+            return float(10.0**below)
         raise GivenUp("The Gram matrix is so close to singular that float64 proves nothing about it.")
 
     def values(self, supports: Mask) -> tuple[Floats, Floats]:
@@ -758,23 +777,17 @@ class _Outputs:
         )
 
 
-def _directions(basis: Floats, terms: Ints, q: int) -> tuple[Floats, list[slice]]:
-    """The directions, orthonormal to rounding and sorted by term, and the columns of each term."""
+def _directions(basis: Floats, terms: Ints, q: int) -> tuple[Floats, list[Ints]]:
+    """The directions, orthonormal to rounding, and the columns of each term."""
     k = basis.shape[1]
-    if (
-        basis.shape[0] != q
-        or not 0 < k <= q
-        or not np.array_equal(np.unique(terms), np.arange(terms.max() + 1))
-    ):
+    numbered = 0 < k <= q and np.array_equal(np.unique(terms), np.arange(terms.max() + 1))
+    if basis.shape[0] != q or not numbered:
         raise Refused("The terms of the directions are not numbered 0, 1, ... without a gap.")
-    orthonormal, triangle = np.linalg.qr(basis[:, np.argsort(terms, kind="stable")])
-    if not np.abs(np.abs(triangle) - np.eye(k)).max() < 1e-8:
+    orthonormal, triangle = np.linalg.qr(basis)
+    signs = np.sign(triangle.diagonal())
+    if not np.abs(triangle * signs[:, None] - np.eye(k)).max() < 1e-8:
         raise Refused("The directions are not orthonormal.")
-    counts = np.bincount(terms)
-    return orthonormal, [
-        slice(end - count, end)
-        for end, count in zip(np.cumsum(counts).tolist(), counts.tolist(), strict=True)
-    ]
+    return orthonormal * signs, [np.flatnonzero(terms == term) for term in range(int(terms.max()) + 1)]
 
 
 def same_problem(stated: Posed, given: Posed) -> Posed:
@@ -903,36 +916,41 @@ class _Forest:
         self.terms = 1 if terms is None or len(terms) == 0 else int(terms.max()) + 1
         free = self.state[document.relaxed_at] == 0
         self.triangle = layout.sizes * (layout.sizes + 1) // 2
-        self.z_count, self.d_count = free.sum(axis=1), free @ self.triangle  # d_count: of one term
-        fits = (int(self.z_count.sum()), int(self.d_count.sum()) * self.terms) == (
-            len(document.z),
-            len(document.d),
-        )
-        if not (0 < self.terms <= 1 << 20 and fits):
+        self.columns = layout.cross.shape[1] if document.directions is None else document.directions.shape[1]
+        count, dual = free.sum(axis=1), document.dual
+        self.count = count
+        self.d_count = (free @ self.triangle) * ~dual  # of one term
+        counts = {
+            "z": (count * ~dual, len(document.z)),
+            "d": (self.d_count * self.terms, len(document.d)),
+            "y": (count * dual, len(document.y)),
+            "lam": ((free @ layout.sizes) * dual, len(document.lam)),
+        }
+        fits = all(int(numbers.sum()) == there for numbers, there in counts.values())
+        if not (0 < self.terms <= 1 << 20 and fits) or (
+            len(document.lam) and document.lam.shape[1] != self.columns
+        ):
             raise Refused("The relaxations do not hold as many numbers as their nodes have free groups.")
-        self.z_begin = np.cumsum(self.z_count) - self.z_count
-        self.d_begin = (np.cumsum(self.d_count) - self.d_count) * self.terms
-        if document.coordinates is not None:
-            if document.directions is not None:
-                raise Refused("There are coordinates and directions, where one of them is in use.")
-            if len(document.coordinates) != int((layout.sizes**2).sum()):
-                raise Refused("The coordinates are not a square block for every group.")
+        self.begin = {name: np.cumsum(numbers) - numbers for name, (numbers, _) in counts.items()}
         if len(document.z) and not 0.0 < document.z.min() <= document.z.max() <= 1.0:
             raise Refused("A z lies outside (0, 1].")
-        if (document.multipliers < 0.0).any():
-            raise Refused("A multiplier is negative.")
-        floats = (document.z, document.d, document.multipliers, document.coordinates)
-        if not all(array is None or np.isfinite(array).all() for array in floats):
+        if len(document.y) and not 0.0 <= document.y.min() <= document.y.max() <= 1.0:
+            raise Refused("A y lies outside [0, 1].")
+        if (document.prices < 0.0).any():
+            raise Refused("A price is negative.")
+        if not all(
+            np.isfinite(array).all() for array in (document.z, document.d, document.delta, document.lam)
+        ):
             raise Refused("A relaxation holds NaN or infinite numbers.")
-        if document.multipliers.shape != (len(document.relaxed_at), len(layout.limit)):
-            raise Refused("There is not one multiplier for every limit and relaxation.")
+        if document.prices.shape != (len(document.relaxed_at), len(layout.limit)):
+            raise Refused("There is not one price for every limit and relaxation.")
 
-    def coordinates_of(self, piece: _Piece) -> Floats:
-        """The coordinates of the groups of a piece, (P, s, s)."""
-        assert self.document.coordinates is not None
-        sizes = self.layout.sizes
-        begin, s = (np.cumsum(sizes**2) - sizes**2)[piece.group], piece.rows.shape[1]
-        return np.asarray(self.document.coordinates[begin[:, None] + np.arange(s * s)].reshape(-1, s, s))
+    def spread(self, which: Ints, name: str, values: Floats, otherwise: float) -> Floats:
+        """Numbers of the free groups of relaxations, as (B, n)."""
+        free = self.state[self.document.relaxed_at[which]] == 0
+        numbers = np.full(free.shape, otherwise)
+        numbers[free] = values[_ranges(self.begin[name][which], self.count[which])]
+        return numbers
 
     def completions(self, leaf: int) -> int:
         """How many supports an enumerated leaf stands for; more than MOST_COMPLETIONS are not counted."""
@@ -982,7 +1000,6 @@ def _limit_work(forest: _Forest, most: float) -> None:
     width = min(p, q)
     operations = 8.0 * p**3 + 2.0 * p * q * (3.0 * p + width)
     operations += supports * (0.7 * p**3 + 4.0 * p**2 * width)
-    operations += (forest.document.coordinates is not None) * len(forest.cited) * 40.0 * p**3
     operations += len(forest.cited) * (forest.terms + 1) * p**3 + len(forest.cited) * 10.0 * p**2 * min(
         columns, p
     )
@@ -1032,7 +1049,7 @@ def _batches(forest: _Forest, space: _Space) -> Iterator[Ints]:
     document, cited = forest.document, forest.cited
     states = forest.state[document.relaxed_at[cited]]
     present, free = (states >= 0) @ forest.layout.sizes, (states == 0) @ forest.layout.sizes
-    alike = np.stack([present, free if document.coordinates is not None else 0 * free])
+    alike = np.stack([present, np.where(document.dual[cited], free, -1)])
     width = max(1, _BATCH // (space.p * (space.p + space.rotated.g.shape[1])))
     kinds, kind = np.unique(alike, axis=1, return_inverse=True)
     for k in range(kinds.shape[1]):
@@ -1048,19 +1065,16 @@ class _Piece(NamedTuple):
     group: Ints  # (P,)
     rows: Ints  # (P, s) rows of the problem
     inner: Ints  # (P, s) their places among the rows of the relaxation
-    flat: Ints  # (P, s) their places among all rows of the batch
-    targets: Ints  # (P, s) their places among the free rows of the relaxation
-    begin: Ints  # (P, s, s) where in d the block of the first term stands
 
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """A batch of relaxations with equally many rows N: those rows, their Gram matrices, z by rows, rows kept."""
+    """A batch of relaxations with equally many rows N, all dual or all not: their rows, and which are kept."""
 
     which: Ints  # (B,)
+    free: Mask  # (B, n)
     rows: Ints  # (B, N)
     h: Floats  # (B, N, N)
-    z: Floats  # (B, N)
     kept: Mask  # (B, N)
     pieces: list[_Piece]
 
@@ -1070,39 +1084,24 @@ class _Frame:
         states = forest.state[forest.document.relaxed_at[which]]
         count, free = len(which), states == 0
         present = states[:, layout.groups] >= 0
-        size = int(present[0].sum())
-        rows = np.nonzero(present)[1].reshape(count, size)
-        kept = np.take_along_axis(states, layout.groups[rows], axis=1) == 1
-        place, target = np.cumsum(present, axis=1) - 1, np.cumsum(~kept, axis=1) - 1
-        before = np.cumsum(free * forest.triangle, axis=1) - free * forest.triangle
-        pieces = []
+        rows = np.nonzero(present)[1].reshape(count, int(present[0].sum()))
+        place, pieces = np.cumsum(present, axis=1) - 1, []
         for s, members in layout.rows_of.items():
             item, group = np.nonzero(free & (layout.sizes == s))
             mine = members[layout.index_in[group]]
-            inner = place[item[:, None], mine]
-            corner = forest.d_begin[which[item]] + before[item, group]
-            begin = corner[:, None, None] + _triangle(s)
-            targets = target[item[:, None], inner]
-            pieces.append(_Piece(item, group, mine, inner, item[:, None] * size + inner, targets, begin))
-        z = np.ones(free.shape)
-        z[free] = forest.document.z[_ranges(forest.z_begin[which], forest.z_count[which])]
-        z_rows = np.take_along_axis(z, layout.groups[rows], axis=1)
-        return cls(which, rows, space.h[rows[:, :, None], rows[:, None, :]], z_rows, kept, pieces)
+            pieces.append(_Piece(item, group, mine, place[item[:, None], mine]))
+        kept = np.take_along_axis(states, layout.groups[rows], axis=1) == 1
+        return cls(which, free, rows, space.h[rows[:, :, None], rows[:, None, :]], kept, pieces)
 
     def dense(self, blocks: list[Floats], least: float) -> Floats:
         """D as dense matrices (B, N, N), with a least diagonal on the rows that are kept: any D > 0 there will do."""
         count, size = self.rows.shape
         dense = np.zeros((count, size, size))
         for piece, block in zip(self.pieces, blocks, strict=True):
-            dense.reshape(count * size, size)[piece.flat[:, :, None], piece.inner[:, None, :]] = block
+            dense[piece.item[:, None, None], piece.inner[:, :, None], piece.inner[:, None, :]] = block
         item, row = np.nonzero(self.kept)
         dense[item, row, row] = least
         return dense
-
-    def system(self, dense: Floats) -> tuple[Floats, Floats]:
-        """Root (B, N, 1) of z, and S = root H root + D (1 - z): root inv(S) root is inv(H + D (1/z - 1))."""
-        root = np.sqrt(self.z)[:, :, None]
-        return root, self.h * root * root.swapaxes(1, 2) + dense * (1.0 - self.z)[:, :, None]
 
 
 class _Flaws:
@@ -1125,29 +1124,20 @@ def _evaluated(forest: _Forest, space: _Space, which: Ints, reasons: list[str]) 
     """
     document, frame = forest.document, _Frame.of(forest, space, which)
     flaws = _Flaws(document.relaxed_at[which], reasons)
-    directional = document.coordinates is not None
-    at = (space.full if directional else space.rotated).refit(space, frame.rows)
+    at = space.rotated.refit(space, frame.rows)
     sums = _Sums(space.surely + at.excess - at.doubt, np.zeros((len(which), forest.layout.n)))
-    for term, columns in enumerate(space.terms):
-        stride = term * forest.d_count[which]
-        numbers = [document.d[p.begin + stride[p.item][:, None, None]] for p in frame.pieces]
-        scales = [space.scale[p.rows] for p in frame.pieces]
-        blocks = [d * s[:, :, None] * s[:, None, :] for d, s in zip(numbers, scales, strict=True)]
-        flaws.require(
-            _positive(frame.pieces, blocks, len(which)),
-            "The D of the relaxation at node {} is not positive definite.",
-        )
-        if directional:
-            bases = [
-                forest.coordinates_of(p) / s[:, :, None] for p, s in zip(frame.pieces, scales, strict=True)
-            ]
-            _add_directional(space, frame, at, bases, blocks, sums, flaws)
-        else:
-            _add_term(space, frame, at, columns, blocks, sums, flaws)
+    if document.dual[which[0]]:
+        _add_dual(forest, space, frame, at, sums, flaws)
+    else:
+        z = forest.spread(which, "z", document.z, 1.0)
+        z_rows = np.take_along_axis(z, forest.layout.groups[frame.rows], axis=1)
+        for term, columns in enumerate(space.terms):
+            _add_term(space, frame, at, columns, z_rows, _blocks(forest, space, frame, term), sums, flaws)
+        np.maximum(sums.scores, 0.0, out=sums.scores)
     finite = np.isfinite(sums.constants) & np.isfinite(sums.scores).all(axis=1)
     flaws.require(finite, "The numbers of the relaxation at node {} are out of range.")
     sums.constants[~flaws.sound] = -math.inf
-    return sums.constants, np.where(flaws.sound[:, None], np.maximum(sums.scores, 0.0), 0.0)
+    return sums.constants, np.where(flaws.sound[:, None], sums.scores, 0.0)
 
 
 class _Sums(NamedTuple):
@@ -1157,160 +1147,132 @@ class _Sums(NamedTuple):
     scores: Floats
 
 
-class _Tangent(NamedTuple):
-    """What the bound needs of the outputs of a term, or of all: (B, N, c) arrays, and doubts by rows (B, N)."""
-
-    x: Floats
-    delta: Floats  # W - X
-    pushed: Floats  # (H - D) delta
-    rho: Floats  # pushed less the residual of X
-    pushed_doubt: Floats
-    rho_doubt: Floats
+def _blocks(forest: _Forest, space: _Space, frame: _Frame, term: int) -> list[Floats]:
+    """The blocks of D of one term, scaled, for every piece (P, s, s)."""
+    before = np.cumsum(frame.free * forest.triangle, axis=1) - frame.free * forest.triangle
+    begin = forest.begin["d"][frame.which] + term * forest.d_count[frame.which]
+    blocks = []
+    for p in frame.pieces:
+        s = p.rows.shape[1]
+        low, high = np.minimum(*np.indices((s, s))), np.maximum(*np.indices((s, s)))
+        corner = begin[p.item] + before[p.item, p.group]
+        d = forest.document.d[corner[:, None, None] + (high * (high + 1) // 2 + low)]
+        scale = space.scale[p.rows]
+        blocks.append(d * scale[:, :, None] * scale[:, None, :])
+    return blocks
 
 
 def _add_term(
-    space: _Space, frame: _Frame, at: _Refit, columns: slice, blocks: list[Floats], sums: _Sums, flaws: _Flaws
-) -> None:
-    """Add what one term gives; W by a solve, but the formula holds for any W."""
-    x = at.x[:, :, columns]
-    dense = frame.dense(blocks, space.shift)
-    below = _definite(_less(frame.h - dense, space.shift))
-    flaws.require(below, "The D of the relaxation at node {} is not less than the Gram matrix there.")
-    root, system = frame.system(dense)
-    delta = root * _solved(system, root * space.rotated.g[:, columns][frame.rows]) - x
-    pushed = frame.h @ delta - dense @ delta
-    doubt = space.gamma * _times(np.abs(frame.h) + np.abs(dense), _row_norms(delta))
-    rho = pushed - at.residual[:, :, columns]
-    _settle(
-        space, frame, _Tangent(x, delta, pushed, rho, doubt, doubt + at.residual_doubt), blocks, None, sums
-    )
-
-
-def _add_directional(
     space: _Space,
     frame: _Frame,
     at: _Refit,
-    bases: list[Floats],
+    columns: Ints,
+    z: Floats,
     blocks: list[Floats],
     sums: _Sums,
     flaws: _Flaws,
 ) -> None:
-    """Add what a directional relaxation gives: a term for every free group, whose D is larger on that group alone.
-
-    The outputs are turned so that inv(T) X on the free rows, T the coordinates, becomes its symmetric root; the columns
-    of a group's rows are then the outputs of its term, for which the block of D is larger by
-    beta = (1 - SAFETY) inv(B_gg), B = inv(H - D).
-    """
-    pieces, dense = frame.pieces, frame.dense(blocks, space.shift)
-    own, definite = _own_blocks(space, frame, dense)
-    flaws.require(definite, "The D of the relaxation at node {} is not less than the Gram matrix there.")
-    turn = _turn(frame, at.x, bases)
-    x = at.x @ turn
-    root, system = frame.system(dense)
-    count, size, width = x.shape
-    unit = np.zeros((count, size, width))
-    item, row = np.nonzero(~frame.kept)
-    unit[item, row, np.tile(np.arange(width), count)] = 1.0
-    solved = _solved(system, np.concatenate([root * (space.full.g[frame.rows] @ turn), unit], axis=2))
-    mix = np.zeros((count, width, width))
-    for p, beta in zip(pieces, own, strict=True):
-        at_item, at_rows, at_columns = p.item[:, None, None], p.inner[:, :, None], p.targets[:, None, :]
-        weight = (1.0 - frame.z[p.item, p.inner[:, 0]])[:, None, None] * beta
-        corner = solved[at_item, at_rows, width + at_columns]
-        mix[at_item, p.targets[:, :, None], at_columns] = _solved(
-            np.eye(beta.shape[1]) + weight @ corner, weight @ solved[at_item, at_rows, at_columns]
-        )
-    delta = root * (solved[:, :, :width] - solved[:, :, width:] @ mix) - x
+    """Add what one term of a perspective relaxation gives; W by a solve, but the formula holds for any W."""
+    x, count = at.x[:, :, columns], len(at.x)
+    dense = frame.dense(blocks, space.shift)
+    below = _definite(_less(frame.h - dense, space.shift))
+    flaws.require(below, "The D of the relaxation at node {} is not less than the Gram matrix there.")
+    positive = _positive(frame.pieces, blocks, count)
+    flaws.require(positive, "The D of the relaxation at node {} is not positive definite.")
+    root = np.sqrt(z)[:, :, None]  # H + D(1/z - 1) = inv(root) (root H root + D(1 - z)) inv(root)
+    system = frame.h * root * root.swapaxes(1, 2) + dense * (1.0 - z)[:, :, None]
+    delta = root * _solved(system, root * space.rotated.g[:, columns][frame.rows]) - x
     pushed = frame.h @ delta - dense @ delta
-    doubt = space.gamma * _times(np.abs(frame.h) + np.abs(dense), _row_norms(delta))
-    for p, beta in zip(pieces, own, strict=True):
-        at_item, at_rows, at_columns = p.item[:, None, None], p.inner[:, :, None], p.targets[:, None, :]
-        mine = delta[at_item, at_rows, at_columns]
-        pushed[at_item, at_rows, at_columns] -= beta @ mine
-        doubt[p.item[:, None], p.inner] += _gamma(beta.shape[1]) * _times(np.abs(beta), _row_norms(mine))
-    turned = at.residual_doubt + space.gamma * _times(np.abs(frame.h), _row_norms(at.x))
-    tangent = _Tangent(x, delta, pushed, pushed - at.residual @ turn, doubt, doubt + turned)
-    _settle(space, frame, tangent, blocks, own, sums)
-
-
-def _own_blocks(space: _Space, frame: _Frame, dense: Floats) -> tuple[list[Floats], Mask]:
-    """For every free group the largest block that may be added to D there alone, nearly; and whether H - D is definite.
-
-    inv(H - D) comes with an error that is bounded by its residual and by a number that H - D was seen to exceed.
-    """
-    size = frame.rows.shape[1]
-    slack = _less(frame.h - dense, 2.0 * space.shift)
-    definite = _definite(_less(slack, space.shift))
-    well = _definite(_less(slack, 1e-7 + space.shift))
-    least = np.where(well, 1e-7, space.shift)
-    unit = np.broadcast_to(np.eye(size), slack.shape)
-    inverse = _solved(slack, unit)
-    doubt = space.gamma * (np.abs(slack) @ np.abs(inverse))
-    error = np.linalg.norm(unit - slack @ inverse, axis=1) + np.linalg.norm(doubt, axis=1)  # by columns
-    own = []
-    for p in frame.pieces:
-        s = p.inner.shape[1]
-        block = inverse[p.item[:, None, None], p.inner[:, :, None], p.inner[:, None, :]]
-        off = np.sqrt(np.sum(error[p.item[:, None], p.inner] ** 2, axis=1) * 2.0 * s / least[p.item])
-        share = 1.0 - SAFETY - np.where(off > 0.9 * SAFETY, off, 0.0)
-        beta = _solved(0.5 * (block + block.swapaxes(1, 2)), np.broadcast_to(np.eye(s), block.shape))
-        definite[p.item[~(off < 0.5)]] = False
-        own.append(0.5 * (beta + beta.swapaxes(1, 2)) * share[:, None, None])
-    return own, definite
-
-
-def _turn(frame: _Frame, x: Floats, bases: list[Floats]) -> Floats:
-    """U (B, q, m) with U U' <= 1 that turns inv(T) X on the free rows into its symmetric root."""
-    count, width = len(x), int((~frame.kept[0]).sum())
-    seen = np.zeros((count, width, x.shape[2]))
-    for p, base in zip(frame.pieces, bases, strict=True):
-        seen[p.item[:, None], p.targets] = _divided(base, x[p.item[:, None], p.inner])
-    try:
-        left, _, right = np.linalg.svd(np.where(np.isfinite(seen), seen, 0.0), full_matrices=False)
-    except np.linalg.LinAlgError as error:
-        raise GivenUp("A singular value decomposition did not converge.") from error
-    return np.asarray((right.swapaxes(1, 2) @ left.swapaxes(1, 2)) * (1.0 - 1e-12))
-
-
-def _settle(
-    space: _Space,
-    frame: _Frame,
-    tangent: _Tangent,
-    blocks: list[Floats],
-    own: list[Floats] | None,
-    sums: _Sums,
-) -> None:
-    """Add the tangent's part of the constants and scores: everything but the excess of X.
-
-    `own` are the blocks by which D is larger for those outputs that are the group's own targets.
-    """
-    x, delta, rho, doubt = tangent.x, tangent.delta, tangent.rho, tangent.rho_doubt
-    sums.constants[...] -= 0.5 * _dot(delta, tangent.pushed)
-    sums.constants[...] -= np.sum(_row_norms(delta) * tangent.pushed_doubt, axis=1)
+    rho = pushed - at.residual[:, :, columns]
+    norms = _row_norms(delta)
+    pushed_doubt = space.gamma * _times(np.abs(frame.h) + np.abs(dense), norms)
+    doubt = pushed_doubt + at.residual_doubt
+    sums.constants[...] -= 0.5 * _dot(delta, pushed) + np.sum(norms * pushed_doubt, axis=1)
     kept = np.where(frame.kept, _row_norms(rho), 0.0) / space.shift
     sums.constants[...] -= np.sum(0.5 * kept**2 * space.shift + kept * doubt, axis=1)
-    for index, (p, block) in enumerate(zip(frame.pieces, blocks, strict=True)):
+    for p, block in zip(frame.pieces, blocks, strict=True):
         gamma, size = _gamma(block.shape[1]), np.abs(block)
-        mine, mine_x = rho[p.item[:, None], p.inner], x[p.item[:, None], p.inner]
-        r = block @ mine_x - mine
-        y, y_rho = np.split(_divided(block, np.concatenate([r, mine], axis=2)), 2, axis=2)
-        if own is not None:
-            columns = p.targets[:, None, :]
-            beta, whole, size = own[index], block + own[index], size + np.abs(own[index])
-            own_r = np.take_along_axis(r, columns, axis=2) + beta @ np.take_along_axis(
-                mine_x, columns, axis=2
-            )
-            own_rho = np.take_along_axis(mine, columns, axis=2)
-            solved = np.split(_divided(whole, np.concatenate([own_r, own_rho], axis=2)), 2, axis=2)
-            for array, values in ((r, own_r), (y, solved[0]), (y_rho, solved[1])):
-                np.put_along_axis(array, np.broadcast_to(columns, values.shape), values, axis=2)
+        at_rows = p.item[:, None], p.inner
+        r = block @ x[at_rows] - rho[at_rows]
+        y, y_rho = np.split(_divided(block, np.concatenate([r, rho[at_rows]], axis=2)), 2, axis=2)
         y_norms, y_rho_norms = _row_norms(y), _row_norms(y_rho)
-        mine_doubt = doubt[p.item[:, None], p.inner]
-        r_doubt = mine_doubt + gamma * _times(size, _row_norms(mine_x) + y_norms)
+        r_doubt = doubt[at_rows] + gamma * _times(size, _row_norms(x[at_rows]) + y_norms)
         sums.scores[p.item, p.group] += 0.5 * _dot(r, y) - np.sum(y_norms * r_doubt, axis=1)
-        loss = 0.5 * _dot(mine, y_rho)
-        loss += np.sum(y_rho_norms * (mine_doubt + gamma * _times(size, y_rho_norms)), axis=1)
-        sums.constants[...] -= np.bincount(p.item, loss, minlength=len(x))
+        loss = 0.5 * _dot(rho[at_rows], y_rho)
+        loss += np.sum(y_rho_norms * (doubt[at_rows] + gamma * _times(size, y_rho_norms)), axis=1)
+        sums.constants[...] -= np.bincount(p.item, loss, minlength=count)
+
+
+def _add_dual(forest: _Forest, space: _Space, frame: _Frame, at: _Refit, sums: _Sums, flaws: _Flaws) -> None:
+    """Add what a dual relaxation gives; Lambda, delta and y may be anything that leaves P = diag(delta) - Q definite.
+
+    The error of M = inv(H) on the free rows is at most that of its residual over the least eigenvalue of H; what it can
+    do to Q, which is no more than a diagonal, is taken off the scores.
+    """
+    document, layout, which = forest.document, forest.layout, frame.which
+    count, size = frame.rows.shape
+    item, place = np.nonzero(~frame.kept)
+    row: Ints = place.reshape(count, -1)
+    unit = np.zeros((count, size, row.shape[1]))
+    unit[item, place, np.tile(np.arange(row.shape[1]), count)] = 1.0
+    inverse = _solved(frame.h, unit)
+    lost = np.linalg.norm(unit - frame.h @ inverse, axis=(1, 2))
+    lost += space.gamma * np.linalg.norm(np.abs(frame.h) @ np.abs(inverse), axis=(1, 2))
+    m = np.take_along_axis(inverse, row[:, :, None], axis=1)
+    m = 0.5 * (m + m.swapaxes(1, 2))
+    columns = slice(0, forest.columns)
+    x = np.take_along_axis(at.x[:, :, columns], row[:, :, None], axis=1)
+    lam = _multipliers(forest, space, frame)[item, place].reshape(x.shape)
+    group = layout.groups[np.take_along_axis(frame.rows, row, axis=1)]
+    member = (group[:, :, None] == np.arange(layout.n)).astype(np.float64)
+    q = member.swapaxes(1, 2) @ (m * (lam @ lam.swapaxes(1, 2))) @ member
+    norms = _row_norms(lam)
+    residual = np.linalg.norm(at.residual[:, :, columns], axis=(1, 2)) + np.linalg.norm(
+        at.residual_doubt, axis=1
+    )
+    own = norms**2 * (lost / space.least)[:, None] + 3.0 * space.gamma * norms * _times(np.abs(m), norms)
+    doubt = _times(member.swapaxes(1, 2), 0.5 * own + space.gamma * norms * _row_norms(x))
+    doubt += np.sqrt(_times(member.swapaxes(1, 2), norms**2)) * (residual / space.least)[:, None]
+    linear = _times(member.swapaxes(1, 2), np.einsum("bij,bij->bi", lam, x))
+    y, delta = (forest.spread(which, "y", values, 0.0) for values in (document.y, document.delta))
+    form, surplus, definite = _definite_form(delta, q)
+    flaws.require(
+        definite, "The delta of the relaxation at node {} is too small: diag(delta) - Q is not definite."
+    )
+    pushed, reach = _times(form, y), _gamma(layout.n) * _times(np.abs(form), y)
+    doubt += reach + 4.0 * _UNIT * (np.abs(linear) + np.abs(delta) + np.abs(pushed))
+    sums.scores[...] = np.where(frame.free, linear - 0.5 * (delta + surplus) + pushed - doubt, 0.0)
+    sums.constants[...] -= 0.5 * np.sum(y * (pushed + reach), axis=1)
+
+
+def _multipliers(forest: _Forest, space: _Space, frame: _Frame) -> Floats:
+    """Lambda in scaled rows, (B, N, k); zero on rows that are kept."""
+    sizes, begin = frame.free * forest.layout.sizes, forest.begin["lam"][frame.which]
+    before = np.cumsum(sizes, axis=1) - sizes
+    lam = np.zeros((*frame.rows.shape, forest.columns))
+    for p in frame.pieces:
+        at = (begin[p.item] + before[p.item, p.group])[:, None] + np.arange(p.rows.shape[1])
+        lam[p.item[:, None], p.inner] = forest.document.lam[at] * space.scale[p.rows][:, :, None]
+    return lam
+
+
+def _definite_form(delta: Floats, q: Floats) -> tuple[Floats, Floats, Mask]:
+    """P = diag(delta + surplus) - Q, the surplus, and whether P is positive semidefinite.
+
+    A Cholesky factorisation that goes through proves a matrix definite but for its own rounding: the surplus.
+    """
+    n = delta.shape[1]
+    form, places = -q, np.arange(n)
+    form[:, places, places] += delta
+    diagonal = np.diagonal(form, axis1=1, axis2=2)
+    nothing = (diagonal == 0.0) & ~form.any(axis=2)  # decided groups, and multipliers that are zero
+    root = np.sqrt(np.where(diagonal > 0.0, diagonal, 1.0))
+    scaled = form / root[:, :, None] / root[:, None, :]
+    scaled[:, places, places] += nothing
+    definite = ((diagonal > 0.0) | nothing).all(axis=1) & _definite(scaled)
+    surplus = 2.0 * (n + 3) ** 2 * _UNIT * np.maximum(diagonal, 0.0)
+    form[:, places, places] += surplus
+    return form, surplus, definite
 
 
 def _positive(pieces: list[_Piece], blocks: list[Floats], count: int) -> Mask:
@@ -1329,17 +1291,18 @@ def _positive(pieces: list[_Piece], blocks: list[Floats], count: int) -> Mask:
 def _least_removed(forest: _Forest, which: Ints, leaves: Ints, scores: Floats) -> Floats:
     """The least sum of scores of the groups removed, over the supports below each leaf, (L,).
 
-    For multipliers lam >= 0 the groups free at the leaf cost at least sum of min(score_g, lam . usage_g) less
-    lam . (what is left of the limits).  The multipliers of the certificate are tried, and improved one at a time;
-    under a single limit the best is found.
+    Where a score is negative the group is removed.  For the others and prices lam >= 0 it costs at least the sum of
+    min(score_g, lam . usage_g) less lam . (what is left of the limits).  The prices of the certificate are tried, and
+    improved one at a time; under a single limit the best is found.
     """
     layout, state = forest.layout, forest.state[leaves]
-    gone = np.sum(scores * ((state == -1) & (forest.state[forest.document.relaxed_at[which]] == 0)), axis=1)
-    free = np.where(state == 0, scores, 0.0)
+    newly = (state == -1) & (forest.state[forest.document.relaxed_at[which]] == 0)
+    gone = scores * (newly | ((state == 0) & (scores < 0.0)))
+    free = np.where((state == 0) & (scores > 0.0), scores, 0.0)
     room = np.maximum(layout.remaining(state), 0.0)
     best = np.zeros(len(leaves))
     several, rounding = len(layout.limit) > 1, (layout.n + 8) * _UNIT
-    starts = [np.zeros(room.shape), forest.document.multipliers[which]] if several else [np.zeros(room.shape)]
+    starts = [np.zeros(room.shape), forest.document.prices[which]] if several else [np.zeros(room.shape)]
     for multipliers in starts:
         for _ in range(1 + several):
             for i in range(len(layout.limit)):
@@ -1353,7 +1316,7 @@ def _least_removed(forest: _Forest, which: Ints, leaves: Ints, scores: Floats) -
                 paid = np.sum(np.delete(multipliers * room, i, axis=1), axis=1)
                 total = np.sum(capped, axis=1)
                 best = np.fmax(best, total + more - paid - rounding * (total + more + paid))
-    return np.asarray((gone + best) * (1.0 - rounding))
+    return np.asarray(np.sum(gone, axis=1) + best - rounding * (np.sum(np.abs(gone), axis=1) + best))
 
 
 def _best_multiplier(scores: Floats, usage: Floats, room: Floats) -> tuple[Floats, Floats]:
@@ -1392,12 +1355,6 @@ def _support_value(support: Mask, space: _Space, reasons: list[str]) -> float | 
 def _gamma(length: int) -> float:
     """Relative rounding of an inner product of so many terms: what is probable, not the most there can be."""
     return _UNIT * math.sqrt(length + 4.0)
-
-
-def _triangle(size: int) -> Ints:
-    """Places of the entries of a symmetric matrix in its lower triangle, row after row."""
-    low, high = np.minimum(*np.indices((size, size))), np.maximum(*np.indices((size, size)))
-    return np.asarray(high * (high + 1) // 2 + low)
 
 
 def _ranges(begins: Ints, counts: Ints) -> Ints:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from osscar_opt._typing import BoolArray, FloatArray, IntArray
+from osscar_opt._typing import AnyArray, BoolArray, FloatArray, IntArray
 from osscar_opt.certificates.checker import BOUND, ENUMERATED, INFEASIBLE, OPEN, SUPERSET
 from osscar_opt.errors import InputError
 
@@ -20,18 +20,42 @@ _ASYMMETRY = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Relaxation:
-    """The numbers behind a bound at a node: z over its free groups, the blocks of D, multipliers of the limits.
+    """The numbers behind a bound at a node, over its free groups.
+
+    Attributes
+    ----------
+    node : int
+    z : array
+        Of a perspective relaxation; y of a dual one.
+    blocks : tuple of arrays
+        D, one array for every term; of a dual relaxation delta alone.
+    prices : array or None
+        Of the limits.
+    lam : (rows, k) array or None
+        Of a dual relaxation.
 
     Examples
     --------
-    >>> Relaxation(0, np.ones(2), (np.ones(2),), None).node
-    0
+    >>> Relaxation(0, np.ones(2), (np.ones(2),), None, None).dual
+    False
     """
 
     node: int
     z: FloatArray
     blocks: tuple[FloatArray, ...]
-    multipliers: FloatArray | None
+    prices: FloatArray | None
+    lam: FloatArray | None
+
+    @property
+    def dual(self) -> bool:
+        """Whether it is a dual relaxation.
+
+        Examples
+        --------
+        >>> Relaxation(0, np.ones(1), (np.ones(1),), None, np.ones((1, 3))).dual
+        True
+        """
+        return self.lam is not None
 
 
 class PackedTree(NamedTuple):
@@ -42,7 +66,11 @@ class PackedTree(NamedTuple):
     relaxed_at: IntArray
     z: FloatArray
     d: FloatArray
-    multipliers: FloatArray
+    prices: FloatArray
+    dual: BoolArray
+    y: FloatArray
+    delta: FloatArray
+    lam: AnyArray
 
 
 class ProofTree:
@@ -58,10 +86,6 @@ class ProofTree:
     removed, kept : (n,) mask, optional
         Groups decided at the root: those always removed (and groups all of whose rows are dead), and those always
         kept.  `ProofTree.of` reads them off a problem.
-    coordinates : array, optional
-        Makes every relaxation a directional one.  For every group an s x s matrix T_g, row-major, one after
-        another: with X the refit at a node, it is inv(T) X on the free rows whose symmetric root is split, one term
-        for each group.
 
     Raises
     ------
@@ -78,16 +102,8 @@ class ProofTree:
     ProofTree(n=3, nodes=3, open=0, relaxations=0)
     """
 
-    def __init__(
-        self,
-        n: int,
-        *,
-        removed: BoolArray | None = None,
-        kept: BoolArray | None = None,
-        coordinates: FloatArray | None = None,
-    ) -> None:
+    def __init__(self, n: int, *, removed: BoolArray | None = None, kept: BoolArray | None = None) -> None:
         self.n = n
-        self.coordinates = None if coordinates is None else np.array(coordinates, dtype=np.float64).ravel()
         self.removed = np.zeros(n, dtype=bool) if removed is None else np.array(removed, dtype=bool)
         self.kept = np.zeros(n, dtype=bool) if kept is None else np.array(kept, dtype=bool)
         if self.removed.shape != (n,) or self.kept.shape != (n,) or np.any(self.removed & self.kept):
@@ -101,14 +117,13 @@ class ProofTree:
         self._latest: dict[int, int] = {}  # node -> its latest relaxation
 
     @classmethod
-    def of(cls, problem: Any, *, coordinates: FloatArray | None = None) -> ProofTree:
+    def of(cls, problem: Any) -> ProofTree:
         """Start the tree of a problem: forced groups are decided at the root, dead ones removed.
 
         Parameters
         ----------
         problem : Problem
             Or anything with its gram, cross, groups, always_keep and always_remove.
-        coordinates : array, optional
 
         Examples
         --------
@@ -120,7 +135,7 @@ class ProofTree:
         live = live_rows(problem.gram, problem.cross)
         groups = problem.groups.group_of_row
         removed, kept = root_decisions(live, groups, problem.always_keep, problem.always_remove)
-        return cls(len(kept), removed=removed, kept=kept, coordinates=coordinates)
+        return cls(len(kept), removed=removed, kept=kept)
 
     @property
     def nodes(self) -> int:
@@ -189,13 +204,9 @@ class ProofTree:
         return first, first + 1
 
     def relax(
-        self,
-        node: int,
-        z: FloatArray,
-        blocks: Sequence[FloatArray],
-        multipliers: FloatArray | None = None,
+        self, node: int, z: FloatArray, blocks: Sequence[FloatArray], prices: FloatArray | None = None
     ) -> int:
-        """Record a relaxation at a node.
+        """Record a perspective relaxation at a node.
 
         Parameters
         ----------
@@ -204,9 +215,8 @@ class ProofTree:
             In (0, 1], the groups free at the node in ascending order.
         blocks : list of arrays
             For every term the blocks of D over the same groups, each s x s and row-major, one after another.  D must
-            lie below the Gram matrix of the node with a margin; see ``docs/certificates.md``.  A directional
-            relaxation has one D, to which the checker adds what each term allows on its own group.
-        multipliers : (m,) array, optional
+            lie below the Gram matrix of the node with a margin; see ``docs/certificates.md``.
+        prices : (m,) array, optional
             One for every limit, at least 0; not needed under a single limit.
 
         Returns
@@ -219,27 +229,57 @@ class ProofTree:
         >>> tree = ProofTree(2)
         >>> tree.close(0, relaxation=tree.relax(0, np.array([0.5, 0.5]), [np.array([0.9, 0.9])]))
         """
-        self._require(0 <= node < self.nodes, f"there is no node {node}")
-        point = np.array(z, dtype=np.float64)
+        point = self._point(node, z, "z")
         flat = tuple(np.array(block, dtype=np.float64).ravel() for block in blocks)
-        self._require(
-            point.shape == (self._free[node],), f"z needs {self._free[node]} numbers at node {node}"
-        )
-        self._require(bool(np.all((point > 0.0) & (point <= 1.0))), "z must lie in (0, 1]")
-        self._require(
-            bool(flat) and all(np.isfinite(b).all() for b in flat),
-            "blocks must be finite, for one term or more",
-        )
-        same = not self._relaxations or len(flat) == len(self._relaxations[0].blocks)
-        self._require(same, "all relaxations of a tree must have equally many terms")
-        prices = None if multipliers is None else np.array(multipliers, dtype=np.float64)
-        self._require(
-            prices is None or bool(np.all(prices >= 0.0) and np.isfinite(prices).all()),
-            "multipliers must be finite and not negative",
-        )
-        self._relaxations.append(Relaxation(node, point, flat, prices))
-        self._latest[node] = len(self._relaxations) - 1
-        return self._latest[node]
+        self._require(bool(np.all(point > 0.0)), "z must lie in (0, 1]")
+        sound = bool(flat) and all(np.isfinite(b).all() for b in flat)
+        self._require(sound, "blocks must be finite, for one term or more")
+        terms = {len(relaxation.blocks) for relaxation in self._relaxations if not relaxation.dual}
+        self._require(terms <= {len(flat)}, "all relaxations of a tree must have equally many terms")
+        return self._recorded(Relaxation(node, point, flat, _prices(prices), None))
+
+    def relax_dual(
+        self,
+        node: int,
+        y: FloatArray,
+        delta: FloatArray,
+        multipliers_matrix: AnyArray,
+        prices: FloatArray | None = None,
+    ) -> int:
+        """Record a dual relaxation at a node.
+
+        Parameters
+        ----------
+        node : int
+        y : (free groups,) array
+            In [0, 1]: the share of each free group, in ascending order, that is removed.
+        delta : (free groups,) array
+            A diagonal with diag(delta) - Q positive semidefinite; see ``docs/certificates.md``.
+        multipliers_matrix : (rows, k) array
+            Lambda: rows of the free groups, group by group, k the outputs or the directions.  Kept as float32 where
+            that loses nothing.
+        prices : (m,) array, optional
+            One for every limit, at least 0; not needed under a single limit.
+
+        Returns
+        -------
+        int
+            The number by which leaves cite it.
+
+        Examples
+        --------
+        >>> tree = ProofTree(2)
+        >>> tree.relax_dual(0, np.array([0.5, 0.5]), np.ones(2), np.ones((2, 3)))
+        0
+        """
+        point = self._point(node, y, "y")
+        diagonal = np.array(delta, dtype=np.float64)
+        lam = np.array(multipliers_matrix, dtype=np.float64)
+        self._require(diagonal.shape == point.shape, f"delta needs {len(point)} numbers at node {node}")
+        self._require(lam.ndim == 2, "multipliers_matrix must be a matrix")
+        finite = bool(np.isfinite(diagonal).all() and np.isfinite(lam).all())
+        self._require(finite, "delta and multipliers_matrix must be finite")
+        return self._recorded(Relaxation(node, point, (diagonal,), _prices(prices), lam))
 
     def close(self, node: int, *, relaxation: int) -> None:
         """Close a leaf by a relaxation at it or above it.
@@ -299,7 +339,7 @@ class ProofTree:
         Raises
         ------
         InputError
-            If blocks or multipliers do not have the sizes they should, or a block is not symmetric.
+            If blocks, multipliers or prices do not have the sizes they should, or a block is not symmetric.
 
         Examples
         --------
@@ -316,19 +356,22 @@ class ProofTree:
         relaxations = [self._relaxations[index] for index in used]
         prices = np.zeros((len(used), limits))
         for row, relaxation in zip(prices, relaxations, strict=True):
-            if relaxation.multipliers is not None:
-                self._require(
-                    relaxation.multipliers.shape == (limits,), f"multipliers must be {limits} numbers"
-                )
-                row[:] = relaxation.multipliers
-        blocks = [self._triangles(relaxation, sizes) for relaxation in relaxations]
+            if relaxation.prices is not None:
+                self._require(relaxation.prices.shape == (limits,), f"prices must be {limits} numbers")
+                row[:] = relaxation.prices
+        plain = [relaxation for relaxation in relaxations if not relaxation.dual]
+        dual = [relaxation for relaxation in relaxations if relaxation.dual]
         return PackedTree(
             tree=np.array([self._code[node] for node in order], dtype=np.int64),
             cites=np.array([number[cites[node]] for node in order], dtype=np.int64),
             relaxed_at=np.array([place[relaxation.node] for relaxation in relaxations], dtype=np.int64),
-            z=np.concatenate([np.zeros(0), *(relaxation.z for relaxation in relaxations)]),
-            d=np.concatenate([np.zeros(0), *blocks]),
-            multipliers=prices,
+            z=np.concatenate([np.zeros(0), *(relaxation.z for relaxation in plain)]),
+            d=np.concatenate([np.zeros(0), *(self._triangles(relaxation, sizes) for relaxation in plain)]),
+            prices=prices,
+            dual=np.array([relaxation.dual for relaxation in relaxations], dtype=bool),
+            y=np.concatenate([np.zeros(0), *(relaxation.z for relaxation in dual)]),
+            delta=np.concatenate([np.zeros(0), *(relaxation.blocks[0] for relaxation in dual)]),
+            lam=self._multipliers(dual, sizes),
         )
 
     def _preorder(self) -> tuple[list[int], list[int]]:
@@ -365,6 +408,44 @@ class ProofTree:
             ]
         )
 
+    def _multipliers(self, dual: list[Relaxation], sizes: IntArray) -> AnyArray:
+        """Lambda of all dual relaxations, one below the other; float32 if every number is one."""
+        for relaxation in dual:
+            removed, kept = self.state(relaxation.node)
+            rows = int(sizes[~(removed | kept)].sum())
+            self._require(
+                relaxation.lam is not None and len(relaxation.lam) == rows,
+                f"multipliers_matrix needs {rows} rows at node {relaxation.node}",
+            )
+        lams = [relaxation.lam for relaxation in dual if relaxation.lam is not None]
+        self._require(
+            len({lam.shape[1] for lam in lams}) <= 1,
+            "multipliers_matrix must have equally many columns everywhere",
+        )
+        if not lams:
+            return np.zeros((0, 0), dtype=np.float32)
+        lam = np.concatenate(lams)
+        with np.errstate(over="ignore"):
+            single = lam.astype(np.float32)
+        return single if np.array_equal(single, lam) else lam
+
+    def _point(self, node: int, values: FloatArray, name: str) -> FloatArray:
+        self._require(0 <= node < self.nodes, f"there is no node {node}")
+        point = np.array(values, dtype=np.float64)
+        self._require(
+            point.shape == (self._free[node],), f"{name} needs {self._free[node]} numbers at node {node}"
+        )
+        self._require(bool(np.all((point >= 0.0) & (point <= 1.0))), f"{name} must lie in [0, 1]")
+        return point
+
+    def _recorded(self, relaxation: Relaxation) -> int:
+        prices = relaxation.prices
+        sound = prices is None or bool(np.all(prices >= 0.0) and np.isfinite(prices).all())
+        self._require(sound, "prices must be finite and not negative")
+        self._relaxations.append(relaxation)
+        self._latest[relaxation.node] = len(self._relaxations) - 1
+        return self._latest[relaxation.node]
+
     def _close(self, node: int, code: int) -> None:
         self._require_open(node)
         self._code[node] = code
@@ -380,6 +461,10 @@ class ProofTree:
     def __repr__(self) -> str:
         still = self._code.count(OPEN)
         return f"ProofTree(n={self.n}, nodes={self.nodes}, open={still}, relaxations={self.relaxations})"
+
+
+def _prices(prices: FloatArray | None) -> FloatArray | None:
+    return None if prices is None else np.array(prices, dtype=np.float64)
 
 
 def _triangle(block: FloatArray) -> FloatArray:
