@@ -1016,12 +1016,9 @@ def _leaf_bounds(forest: _Forest, space: _Space, reasons: list[str]) -> Floats:
     """What every leaf proves, in the order of `forest.leaves`."""
     kinds, leaves = forest.kinds, forest.leaves
     bounds = np.full(len(leaves), -math.inf)
-    over = np.flatnonzero(kinds == INFEASIBLE)
-    passed = (forest.layout.remaining(forest.state[leaves[over]]) < 0.0).any(axis=1)
-    bounds[over[passed]] = math.inf
-    reasons += [
-        f"The leaf at node {leaf} says infeasible, but is not." for leaf in leaves[over[~passed]].tolist()
-    ]
+    empty = _without_supports(forest)
+    liars = leaves[(kinds == INFEASIBLE) & ~empty].tolist()
+    reasons += [f"The leaf at node {leaf} says infeasible, but is not." for leaf in liars]
     chunk = max(1, _BATCH // forest.layout.n)
     superset = np.flatnonzero(np.isin(kinds, (SUPERSET, OPEN)))
     for first in range(0, len(superset), chunk):
@@ -1041,7 +1038,17 @@ def _leaf_bounds(forest: _Forest, space: _Space, reasons: list[str]) -> Floats:
             part, at = users[begin : begin + chunk], position[begin : begin + chunk]
             removed = _least_removed(forest, which[at], leaves[part], scores[at])
             bounds[part] = np.maximum(bounds[part], _sum(constants[at], removed))
-    return bounds
+    return np.where(empty, math.inf, bounds)
+
+
+def _without_supports(forest: _Forest) -> Mask:
+    """Leaves whose kept groups pass a limit: nothing below them is feasible, however they were closed."""
+    passed: list[Mask] = [np.zeros(0, dtype=bool)]
+    chunk = max(1, _BATCH // forest.layout.n)
+    for first in range(0, len(forest.leaves), chunk):
+        states = forest.state[forest.leaves[first : first + chunk]]
+        passed.append(np.asarray((forest.layout.remaining(states) < 0.0).any(axis=1)))
+    return np.concatenate(passed)
 
 
 def _batches(forest: _Forest, space: _Space) -> Iterator[Ints]:
