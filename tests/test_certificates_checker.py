@@ -234,6 +234,10 @@ def test_the_builder_refuses_what_is_no_proof() -> None:
         (lambda: tree.relax(0, one, d * 2), "equally many terms"),
         (lambda: tree.relax(0, one, [np.array([np.nan, 1])]), "must be finite"),
         (lambda: tree.relax(0, one, d, np.array([-1.0])), "not negative"),
+        (lambda: tree.relax_dual(0, -one, one, np.ones((2, 1))), "y must lie in"),
+        (lambda: tree.relax_dual(0, one, np.ones(3), np.ones((2, 1))), "delta needs 2 numbers"),
+        (lambda: tree.relax_dual(0, one, one, np.ones(2)), "must be a matrix"),
+        (lambda: tree.relax_dual(0, one, one * np.inf, np.ones((2, 1))), "must be finite"),
         (lambda: tree.state(12), "no node 12"),
         (lambda: ProofTree(2, removed=np.ones(2, bool), kept=np.ones(2, bool)), "share none"),
     ):
@@ -244,12 +248,44 @@ def test_the_builder_refuses_what_is_no_proof() -> None:
         Certificate.of(problem, ProofTree(8, removed=np.arange(8) == 0), bound=0.0)
     with pytest.raises(InputError, match="finite"):
         Certificate.of(problem, ProofTree.of(problem), bound=np.inf)
-    for blocks, says in (([np.ones(9)], "need 16 numbers"), ([np.arange(16.0)], "not symmetric")):
-        pairs = small(groups=2)
+    four, pairs = np.ones(4), small(groups=2)
+    for relax, says in (
+        (lambda tree: tree.relax(0, four, [np.ones(9)]), "need 16 numbers"),
+        (lambda tree: tree.relax(0, four, [np.arange(16.0)]), "not symmetric"),
+        (lambda tree: tree.relax(0, four, [np.ones(16)], np.ones(2)), "prices must be 1 numbers"),
+        (lambda tree: tree.relax_dual(0, four, four, np.ones((4, 3))), "needs 8 rows"),
+        (lambda tree: tree.relax_dual(0, four, four, np.ones((8, 5))), "must have 3 columns"),
+    ):
         tree = ProofTree.of(pairs)
-        tree.relax(0, np.ones(4), blocks)
+        relax(tree)
         with pytest.raises(InputError, match=says):
             Certificate.of(pairs, tree, bound=0.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_multipliers_are_kept_exactly(dtype: type) -> None:
+    problem = small()
+    lam = np.random.default_rng(0).normal(size=(8, 3)).astype(dtype)
+    tree = ProofTree.of(problem)
+    tree.relax_dual(0, np.full(8, 0.5), np.full(8, 1e6), lam)
+    kept = Certificate.load(Certificate.of(problem, tree, bound=-1e300).to_bytes()).proof.lam
+    assert kept.dtype == dtype
+    assert np.array_equal(kept, lam)
+    assert Certificate.of(problem, tree, bound=-1e300).check().valid
+
+
+def test_delta_must_be_large_enough() -> None:
+    problem = small()
+    lam = np.random.default_rng(0).normal(size=(8, 3))
+    form = np.linalg.inv(problem.gram) * (lam @ lam.T)
+    scale = np.sqrt(form.diagonal())
+    largest = np.linalg.eigvalsh(form / np.outer(scale, scale))[-1] * scale**2
+    for factor, valid in ((1 + 1e-11, True), (1 - 1e-8, False), (0.5, False), (-1.0, False)):
+        tree = ProofTree.of(problem)
+        tree.relax_dual(0, np.full(8, 0.5), factor * largest, lam)
+        report = Certificate.of(problem, tree, bound=-1e300).check()
+        assert report.valid == valid
+        assert valid or "is too small" in report.reasons[0]
 
 
 def test_an_open_leaf_is_bounded_by_the_deepest_relaxation_above_it() -> None:

@@ -158,6 +158,26 @@ def test_exhaustive_writes_certificates(family: str) -> None:
         solution.verify()
 
 
+@pytest.mark.parametrize(
+    "family", ["correlated", "unequal_groups", "knapsack", "blocks", "forced", "rank_deficient"]
+)
+def test_exact_writes_certificates(family: str) -> None:
+    problem = random_instance(1, family, n=16)
+    solution = problem.solve("exact", certificate=True)
+    assert solution.bound_kind is BoundKind.CERTIFIED
+    assert solution.status is Status.OPTIMAL
+    assert solution.message == ""
+    solution.verify()
+
+
+def test_an_interrupted_search_proves_the_bound_it_reached() -> None:
+    problem = random_instance(2, "correlated", n=30, group_sizes=2, q=20)
+    solution = problem.solve("exact", certificate=True, node_limit=3)
+    assert solution.bound_kind is BoundKind.CERTIFIED
+    assert problem.base < solution.bound <= solution.objective
+    solution.verify()
+
+
 def test_exhaustive_divides_what_one_leaf_cannot_hold() -> None:
     rng = np.random.default_rng(0)
     for limits in ({"keep": 8}, {"costs": rng.uniform(size=16), "budget": 3.0}):
