@@ -41,14 +41,19 @@ from typing import Any
 
 import numpy as np
 
-from osscar_opt._typing import BoolArray, FloatArray
+from osscar_opt._typing import FloatArray
+from osscar_opt.linalg.lifted import Lifted
 from osscar_opt.linalg.stacks import Array, Stacks
 
-__all__ = ["SAFETY", "Point", "Relaxation", "evaluate", "newton", "relax"]
+__all__ = ["SAFETY", "Evaluation", "Paired", "Point", "evaluate", "feasible_start", "multipliers", "newton", "pair"]
 
 SAFETY = 1e-6
 """eps: how far inside the cone of feasible diagonals beta stays, relatively."""
 
+_RANK = 1e-13
+"""Directions of W0 weaker than this, relatively and squared, have no target of their own."""
+
+_TINY = 1e-300
 _SHRINK = 0.5
 _BACKTRACKS = 40
 _POWER_ITERATIONS = 4
@@ -57,36 +62,33 @@ _INTERIOR = 0.9
 
 
 @dataclass(eq=False)
-class Relaxation:
-    """A stack of b nodes of equal size.
+class Paired:
+    """A stack of nodes whose targets are paired with their rows.
 
     Attributes
     ----------
     gram : (b, p, p)
         H.
     targets : (b, p, p)
-        F = H S.
+        F = H S = G V'.
+    polar : (b, p, q)
+        V, the orthogonal factor of W0 = S V.
     constant : (b,)
         c, the value with nothing kept.
-    base : (b,)
-        The value with everything kept.
-    alone : (b, n)
-        What the value rises by if one group is removed from everything.
     size : int
         s, rows of a group.
     """
 
     gram: Array
     targets: Array
+    polar: Array
     constant: Array
-    base: Array
-    alone: Array
     size: int
 
-    def part(self, index: Any) -> Relaxation:
+    def part(self, index: Any) -> Paired:
         """Some of the nodes."""
-        arrays = (self.gram, self.targets, self.constant, self.base, self.alone)
-        return Relaxation(*(array[index] for array in arrays), self.size)
+        arrays = (self.gram, self.targets, self.polar, self.constant)
+        return Paired(*(array[index] for array in arrays), self.size)
 
 
 @dataclass(eq=False)
@@ -115,25 +117,28 @@ class Evaluation:
         return Evaluation(self.psi[index], self.score[index], tuple(array[index] for array in self.parts))
 
 
-def relax(stacks: Stacks, gram: FloatArray, cross: FloatArray, constant: FloatArray, size: int) -> Relaxation:
-    """The relaxation of a stack of nodes with H = gram (b, p, p), G = cross (b, p, q).
+def pair(stacks: Stacks, gram: Array, cross: Array, constant: Array, node: Lifted) -> Paired:
+    """Targets for nodes with H = gram (b, p, p), G = cross (b, p, q), on the device, that were lifted.
 
     Examples
     --------
+    >>> from osscar_opt.linalg.lifted import lift
     >>> from osscar_opt.linalg.stacks import make_stacks
-    >>> node = relax(make_stacks("cpu"), np.eye(2)[None], np.array([[[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]]), np.array([2.5]), 1)
-    >>> node.targets[0]
+    >>> stacks, gram, cross = make_stacks("cpu"), np.eye(2)[None], np.array([[[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])
+    >>> constant = np.array([2.5])
+    >>> pair(stacks, gram, cross, constant, lift(stacks, gram, cross, constant, 1)).targets[0]
     array([[1., 0.],
            [0., 2.]])
     """
-    h, g, c = stacks.asarray(gram), stacks.asarray(cross), stacks.asarray(constant)
-    inverse, _ = stacks.inverse(h)
-    dense = inverse @ g
-    second = dense @ dense.mT
-    second = (second + second.mT) * 0.5
-    shares = _solve_blocks(stacks, _diagonal_blocks(inverse, size), _diagonal_blocks(second, size))
-    alone = 0.5 * _diagonal(shares).sum(-1)
-    return Relaxation(h, h @ stacks.root(second), c, c - 0.5 * (g * dense).sum((-2, -1)), alone, size)
+    dense = node.dense
+    wide = dense.shape[-1] > dense.shape[-2]
+    second = dense @ dense.mT if wide else dense.mT @ dense
+    values, vectors = stacks.eigh((second + second.mT) * 0.5)
+    floor = values[:, -1:] * _RANK + _TINY
+    roots = (values + floor) ** -0.5 * (values > floor)
+    inverse_root = (vectors * roots[:, None, :]) @ vectors.mT
+    polar = inverse_root @ dense if wide else dense @ inverse_root
+    return Paired(gram, cross @ polar.mT, polar, constant, node.size)
 
 
 def feasible_start(stacks: Stacks, gram: Array, a: Array) -> tuple[Array, Array]:
@@ -151,14 +156,15 @@ def feasible_start(stacks: Stacks, gram: Array, a: Array) -> tuple[Array, Array]
     return a, inverse
 
 
-def evaluate(stacks: Stacks, node: Relaxation, at: Point) -> Evaluation:
+def evaluate(stacks: Stacks, node: Paired, at: Point) -> Evaluation:
     """psi and its gradient in z.
 
     Examples
     --------
     >>> from osscar_opt.linalg.stacks import make_stacks
-    >>> stacks = make_stacks("cpu")
-    >>> node = relax(stacks, np.eye(2)[None], np.diag([1.0, 2.0])[None], np.array([2.5]), 1)
+    >>> from osscar_opt.linalg.lifted import lift
+    >>> stacks, problem = make_stacks("cpu"), (np.eye(2)[None], np.diag([1.0, 2.0])[None], np.array([2.5]))
+    >>> node = pair(stacks, *problem, lift(stacks, *problem, 1))
     >>> a, inverse = feasible_start(stacks, node.gram, np.full((1, 2), 0.5))
     >>> at = evaluate(stacks, node, Point(a, np.full((1, 2), 0.5), inverse))
     >>> round(float(at.psi[0]), 3), at.score[0].round(3)
@@ -183,9 +189,30 @@ def evaluate(stacks: Stacks, node: Relaxation, at: Point) -> Evaluation:
     return Evaluation(psi, score, (odds, theta, theta1, kernel, n_blocks, u, w, v, energy, own))
 
 
+def multipliers(stacks: Stacks, node: Paired, at: Point, found: Evaluation) -> Array:
+    """Lambda (b, p, q) with which the lifted relaxation, at y = 1 - z and delta = 2 score, gives the same bound.
+
+    Of the targets of group g, Lambda has the rows D^(g)_h W_h / z_h; they are turned back into outputs by V.
+    """
+    size = node.size
+    _, theta, _, _, _, u, w, _, _, _ = found.parts
+    rows = stacks.repeat(at.a / at.z, size)[:, :, None] * w
+    # beta_g W_gg / z_g = (1 - eps) inv(B_gg) W_gg / z_g, and W_gg = theta_g B_gg u_g.
+    own = u * ((1.0 - SAFETY) * theta / at.z)[:, :, None, None]
+    count = rows.shape[-1] // size
+    if size == 1:
+        index = np.arange(count)
+        rows[:, index, index] += own[:, :, 0, 0]
+    else:
+        blocks, index = rows.reshape(rows.shape[0], count, size, count, size), np.arange(count)
+        blocks[:, index, :, index, :] += own.swapaxes(0, 1)
+        rows = blocks.reshape(rows.shape)
+    return rows @ node.polar
+
+
 def newton(
     stacks: Stacks,
-    node: Relaxation,
+    node: Paired,
     at: Point,
     found: Evaluation,
     barrier: FloatArray,
@@ -264,7 +291,7 @@ def newton(
 
 def _moved(
     stacks: Stacks,
-    node: Relaxation,
+    node: Paired,
     at: Point,
     step_a: Array,
     step_z: Array,

@@ -16,7 +16,7 @@ Array = Any  # numpy.ndarray or torch.Tensor; what both share (+, *, @, slices, 
 
 
 class Stacks(Protocol):
-    """What the directional relaxation asks of an array library. Matrices are (b, p, p), float64."""
+    """What the lifted relaxation asks of an array library. Matrices are (b, p, p), float64."""
 
     def asarray(self, array: FloatArray) -> Array:
         """A numpy array on the device."""
@@ -30,14 +30,20 @@ class Stacks(Protocol):
     def solve(self, stack: Array, right: Array) -> Array:
         """Solutions X of stack X = right."""
 
-    def root(self, stack: Array) -> Array:
-        """The symmetric square roots of positive semidefinite matrices."""
+    def eigh(self, stack: Array) -> tuple[Array, Array]:
+        """Eigenvalues, ascending, and eigenvectors of symmetric matrices."""
 
     def repeat(self, array: Array, times: int) -> Array:
         """Every entry of the last axis, so many times in a row."""
 
     def beside(self, left: Array, right: Array) -> Array:
         """Matrices beside each other."""
+
+    def larger(self, left: Array, right: Array) -> Array:
+        """The larger of two numbers, entry by entry."""
+
+    def single(self, array: Array) -> Array:
+        """Rounded to float32, in float64."""
 
 
 class NumpyStacks:
@@ -69,15 +75,21 @@ class NumpyStacks:
     def solve(self, stack: FloatArray, right: FloatArray) -> FloatArray:
         return np.linalg.solve(stack, right)
 
-    def root(self, stack: FloatArray) -> FloatArray:
+    def eigh(self, stack: FloatArray) -> tuple[FloatArray, FloatArray]:
         values, vectors = np.linalg.eigh(stack)
-        return (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.mT
+        return values, vectors
+
+    def beside(self, left: FloatArray, right: FloatArray) -> FloatArray:
+        return np.concatenate([left, right], axis=-1)
 
     def repeat(self, array: FloatArray, times: int) -> FloatArray:
         return array if times == 1 else np.repeat(array, times, axis=-1)
 
-    def beside(self, left: FloatArray, right: FloatArray) -> FloatArray:
-        return np.concatenate([left, right], axis=-1)
+    def larger(self, left: FloatArray, right: FloatArray) -> FloatArray:
+        return np.maximum(left, right)
+
+    def single(self, array: FloatArray) -> FloatArray:
+        return array.astype(np.float32).astype(np.float64)
 
 
 class TorchStacks:
@@ -111,15 +123,21 @@ class TorchStacks:
     def solve(self, stack: Array, right: Array) -> Array:
         return self._torch.linalg.solve(stack, right)
 
-    def root(self, stack: Array) -> Array:
+    def eigh(self, stack: Array) -> tuple[Array, Array]:
         values, vectors = self._torch.linalg.eigh(stack)
-        return (vectors * values.clamp_min(0.0).sqrt()[:, None, :]) @ vectors.mT
+        return values, vectors
+
+    def beside(self, left: Array, right: Array) -> Array:
+        return self._torch.cat([left, right], dim=-1)
 
     def repeat(self, array: Array, times: int) -> Array:
         return array if times == 1 else array.repeat_interleave(times, dim=-1)
 
-    def beside(self, left: Array, right: Array) -> Array:
-        return self._torch.cat([left, right], dim=-1)
+    def larger(self, left: Array, right: Array) -> Array:
+        return self._torch.maximum(left, right)
+
+    def single(self, array: Array) -> Array:
+        return array.float().double()
 
 
 def make_stacks(device: str) -> Stacks:

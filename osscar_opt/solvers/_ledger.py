@@ -9,6 +9,7 @@ import numpy as np
 from osscar_opt._typing import BoolArray, FloatArray, IntArray
 from osscar_opt.certificates import Certificate, ProofTree
 from osscar_opt.formulations.problem import Problem
+from osscar_opt.solvers._nodes import Root
 
 __all__ = ["ALL_KEPT", "Ledger", "Ruling", "Where"]
 
@@ -17,10 +18,11 @@ ALL_KEPT = -1
 
 
 class Where(NamedTuple):
-    """The point at which a relaxation was evaluated: a and z over the free groups, and the prices of the limits."""
+    """The point at which a relaxation was evaluated, over the free groups, and the prices of the limits."""
 
-    a: FloatArray
-    z: FloatArray
+    y: FloatArray
+    delta: FloatArray
+    multipliers: FloatArray
     prices: FloatArray
 
 
@@ -33,33 +35,22 @@ class Ruling(NamedTuple):
 
 
 class Ledger:
-    """A proof tree that grows with the search.
+    """A proof tree that grows with the search."""
 
-    Parameters
-    ----------
-    problem : Problem
-    scale : (n, s, s) array
-        Coordinates of the relaxations, `osscar_opt.solvers._nodes.Root.scale`.
-    """
-
-    def __init__(self, problem: Problem, scale: FloatArray) -> None:
-        self._problem = problem
-        sizes = problem.groups.sizes
-        self._scale = [block[:size, :size] for block, size in zip(scale, sizes, strict=True)]
-        self._inverse = [np.linalg.inv(block) for block in self._scale]
-        coordinates = np.concatenate([block.ravel() for block in self._scale])
-        self._tree = ProofTree.of(problem, coordinates=coordinates)
+    def __init__(self, problem: Problem, root: Root) -> None:
+        self._problem, self._root = problem, root
+        self._tree = ProofTree.of(problem)
 
     def relax(self, leaf: int, free: IntArray, where: Where | None) -> int:
         """Note the relaxation of a node, and return the number by which leaves cite it."""
         if where is None:
             return ALL_KEPT
-        blocks = [
-            a * self._inverse[g].T @ self._inverse[g] for g, a in zip(free.tolist(), where.a, strict=True)
-        ]
-        flat = np.concatenate([block.ravel() for block in blocks])
-        prices = where.prices if len(where.prices) == len(self._problem.limits.limit) else None
-        return self._tree.relax(leaf, where.z, [flat], prices)
+        size, root = self._root.size, self._root
+        rows = (free[:, None] * size + np.arange(size)).ravel()
+        real = root.rows[rows] >= 0
+        multipliers = (where.multipliers / root.unit[rows, None])[real]
+        prices = where.prices if len(self._problem.limits.limit) > 1 else None
+        return self._tree.relax_dual(leaf, where.y, where.delta, multipliers, prices)
 
     def decide(self, leaf: int, free: IntArray, rulings: list[Ruling]) -> int:
         """Decide groups one after another, the other choice of each closed; returns the leaf where all are."""

@@ -16,10 +16,18 @@ from osscar_opt.formulations.limits import Limits
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.solvers.selection import rounding_of
 
-__all__ = ["Node", "OpenNodes", "Packing", "Root", "Subproblem"]
+__all__ = ["Node", "OpenNodes", "Packing", "Root", "Subproblem", "Warm"]
 
 _SWEEPS = 4
 """Rounds of coordinate descent over the multipliers of several limits."""
+
+
+class Warm(NamedTuple):
+    """Where a relaxation ended, over its free groups; shared by both children."""
+
+    free: IntArray
+    a: FloatArray
+    z: FloatArray
 
 
 @dataclass(eq=False)
@@ -29,8 +37,8 @@ class Node:
     Attributes
     ----------
     kept, removed : (n,) mask
-    a, z : (n,) array or None
-        Of the parent, meaningful for its free groups; None at the root.
+    warm : Warm or None
+        Where the parent's relaxation ended; None at the root.
     bound : float
         Lower bound known so far.
     leaf, cites : int
@@ -41,8 +49,7 @@ class Node:
 
     kept: BoolArray
     removed: BoolArray
-    a: FloatArray | None
-    z: FloatArray | None
+    warm: Warm | None
     bound: float
     leaf: int = 0
     cites: int = -1
@@ -63,62 +70,46 @@ class Subproblem(NamedTuple):
 
 
 class Root:
-    """The problem in scaled coordinates, all groups of one size: blocks of inv(H) are identities, G has full rank.
+    """The problem with rows of about the same size, and groups of one size.
 
-    Groups smaller than the largest are padded with rows that are coupled to nothing and explain nothing.
+    Groups smaller than the largest are padded with rows that are coupled to nothing and explain nothing. Rows are scaled
+    by powers of two, so that scaling rounds nothing.
 
     Attributes
     ----------
     size : int
         Rows of a group, s.
-    scale : (n, s, s) array
-        T_g, lower triangular with T_g T_g' = inv(H)_gg: H was replaced by T' H T and G by T' G.
+    rows : (n s,) array of int
+        Rows of the problem, -1 for padding.
+    unit : (n s,) array
+        What they were multiplied by: H became unit_i H_ij unit_j, and G became unit_i G_ij.
     least_eigenvalue : float
-        A lower estimate of the least eigenvalue of the scaled H.
+        A lower estimate of the least eigenvalue of H.
     rounding : float
         What rounding may add to a bound.
     """
 
     def __init__(self, problem: Problem) -> None:
         groups = problem.groups
-        n, size = problem.n, int(groups.sizes.max())
-        rows = np.full((n, size), -1)
-        for g in range(n):
+        self.n, self.size, self.limits = problem.n, int(groups.sizes.max()), problem.limits
+        rows = np.full((self.n, self.size), -1)
+        for g in range(self.n):
             rows[g, : groups.sizes[g]] = groups.rows(g)
-        rows = rows.ravel()
-        real = rows >= 0
-        gram = np.eye(n * size)
-        gram[np.ix_(real, real)] = problem.gram[np.ix_(rows[real], rows[real])]
-        live = np.ones(n * size, dtype=bool)
-        live[real] = problem.live_rows[rows[real]]
-        gram[~live, ~live] = 1.0
-        cross = np.zeros((n * size, problem.q))
-        cross[real] = problem.cross[rows[real]]
-        unit = 1.0 / np.sqrt(
-            gram.diagonal()
-        )  # rows of very different size do not go well through one inverse
-        gram *= unit[:, None] * unit
-        inverse = cho_solve(cho_factor(gram, lower=True), np.eye(n * size))
-        blocks = inverse.reshape(n, size, n, size)[np.arange(n), :, np.arange(n), :]
-        factors = np.linalg.cholesky((blocks + blocks.swapaxes(1, 2)) / 2)
-        self.n, self.size, self.limits = n, size, problem.limits
-        self.gram = _both_sides(gram, factors)
-        self.cross = (factors.swapaxes(1, 2) @ (cross * unit[:, None]).reshape(n, size, -1)).reshape(
-            n * size, -1
-        )
-        self.scale = unit.reshape(n, size)[:, :, None] * factors
+        self.rows = rows.ravel()
+        real = self.rows >= 0
+        index = self.rows[real]
+        gram, cross = np.eye(len(self.rows)), np.zeros((len(self.rows), problem.q))
+        gram[np.ix_(real, real)] = problem.gram[np.ix_(index, index)]
+        cross[real] = problem.cross[index]
+        diagonal = gram.diagonal().copy()
+        diagonal[diagonal <= 0.0] = 1.0  # a dead row explains nothing, whatever its diagonal
+        np.fill_diagonal(gram, diagonal)
+        self.unit = np.exp2(-np.round(0.5 * np.log2(diagonal)))
+        self.gram = gram * self.unit[:, None] * self.unit
+        self.cross = cross * self.unit[:, None]
         self.constant, self.base = problem.constant, problem.base
-        by_factor = (
-            solve_triangular(
-                np.kron(np.eye(n), np.ones((size, size))) * _block_diagonal(factors),
-                np.eye(n * size),
-                lower=True,
-            )
-            if size > 1
-            else np.diag(1.0 / factors[:, 0, 0])
-        )
-        scaled_inverse = by_factor @ inverse @ by_factor.T
-        norm = float(np.abs(scaled_inverse).sum(axis=1).max())
+        inverse = cho_solve(cho_factor(self.gram, lower=True), np.eye(len(self.rows)))
+        norm = float(np.abs(inverse).sum(axis=1).max())
         self.least_eigenvalue = 1.0 / norm
         condition = norm * float(np.abs(self.gram).sum(axis=1).max())
         self.rounding = float(np.finfo(float).eps) * condition * max(self.constant - self.base, 0.0)
@@ -154,21 +145,6 @@ class Root:
             room = np.floor(room)
         room = np.where(usage.any(axis=1), room, 1.0)  # a limit that no free group uses: never in the way
         return Subproblem(node, free, gram, cross, constant, usage, room, gain)
-
-
-def _block_diagonal(blocks: FloatArray) -> FloatArray:
-    n, size = blocks.shape[:2]
-    out = np.zeros((n, size, n, size))
-    out[np.arange(n), :, np.arange(n), :] = blocks
-    return out.reshape(n * size, n * size)
-
-
-def _both_sides(gram: FloatArray, factors: FloatArray) -> FloatArray:
-    """T' gram T for block-diagonal T."""
-    n, size = factors.shape[:2]
-    left = (factors.swapaxes(1, 2) @ gram.reshape(n, size, -1)).reshape(n * size, -1)
-    both = (factors.swapaxes(1, 2) @ left.T.reshape(n, size, -1)).reshape(n * size, -1)
-    return (both + both.T) / 2
 
 
 class Packing:

@@ -11,10 +11,12 @@ import numpy as np
 from osscar_opt._typing import BoolArray, FloatArray, IntArray
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination, absolute_tolerance
-from osscar_opt.linalg.directional import Point, Relaxation, evaluate, feasible_start, newton, relax
-from osscar_opt.linalg.stacks import Stacks, make_stacks
+from osscar_opt.linalg import directional, lifted
+from osscar_opt.linalg.directional import pair
+from osscar_opt.linalg.lifted import lift
+from osscar_opt.linalg.stacks import Array, Stacks, make_stacks
 from osscar_opt.solvers._ledger import ALL_KEPT, Ledger, Ruling, Where
-from osscar_opt.solvers._nodes import Node, OpenNodes, Packing, Root, Subproblem
+from osscar_opt.solvers._nodes import Node, OpenNodes, Packing, Root, Subproblem, Warm
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
 from osscar_opt.solvers.registry import solver_class
 from osscar_opt.solvers.selection import backward_selection, forward, open_tableau
@@ -32,6 +34,8 @@ _STACK_NUMBERS = 1 << 16
 """Numbers in one matrix of all nodes of a batch together: they stay in the cache."""
 
 _ROOT_STEPS, _NODE_STEPS, _LEAST_STEPS = 30, 8, 2
+_LIFTED_BARRIER, _FINAL_STEPS, _FINAL_FALL = 1.0, 8, 0.5
+_RENEWALS, _RENEWAL_STEPS, _RENEWAL_FALL, _DAMPING = 2, 2, 0.7, 0.5
 _STALL, _ROOT_STALL = 0.3, 0.003
 """A node is branched on when a Newton step closes less than this share of what is left to the incumbent."""
 
@@ -131,8 +135,9 @@ class _Search:
         self.root = Root(problem)
         self.packing = Packing(problem.limits)
         self.open = OpenNodes(problem.n, options.memory)
-        self.ledger = Ledger(problem, self.root.scale) if options.certificate else None
+        self.ledger = Ledger(problem, self.root) if options.certificate else None
         self.closed_bound = math.inf  # the least bound of the closed leaves
+        self.renewals: int | None = None  # of Lambda, at a node; None until the root has tried
         self.nodes = self.steps = self.fixed = 0
         self.looked_at: set[bytes] = set()
 
@@ -148,7 +153,7 @@ class _Search:
 
     def run(self) -> Proposal:
         nothing = np.zeros(self.problem.n, dtype=bool)
-        self.open.push(Node(nothing.copy(), nothing.copy(), None, None, self.problem.base))
+        self.open.push(Node(nothing.copy(), nothing.copy(), None, self.problem.base))
         termination = Termination.COMPLETED
         while self.open and termination is Termination.COMPLETED:
             if self.deadline.expired():
@@ -219,81 +224,168 @@ class _Search:
     # ------------------------------------------------------------------------------------- bounds of a batch
 
     def _bound(self, subs: list[Subproblem]) -> None:
-        """Newton steps for nodes of equal size, until each is closed, can be reduced, or has to be branched on."""
-        stacks, m = self.stacks, len(subs[0].free)
-        node = relax(
-            stacks,
-            np.stack([sub.gram for sub in subs]),
-            np.stack([sub.cross for sub in subs]),
-            np.array([sub.constant for sub in subs]),
-            self.root.size,
-        )
-        base = stacks.numpy(node.base) - self.root.rounding
-        alone = base[:, None] + stacks.numpy(node.alone)
+        """Improve the bounds of nodes of equal size, until each is closed, can be reduced, or has to be branched on."""
+        stacks, m, tight = self.stacks, len(subs[0].free), self.packing.cardinality_only
+        arrays = ([sub.gram for sub in subs], [sub.cross for sub in subs], [sub.constant for sub in subs])
+        gram, cross, constant = (stacks.asarray(np.array(array)) for array in arrays)
+        whole = lift(stacks, gram, cross, constant, self.root.size)
+        pairs = pair(stacks, gram, cross, constant, whole)
+        base = stacks.numpy(whole.base) - self.root.rounding
+        alone = base[:, None] + stacks.numpy(whole.alone)
         states = [_State(*each, self.cutoff) for each in zip(subs, base, alone, strict=True)]
-        at = self._starting_points(subs, node)
+        usage, room = np.array([sub.usage for sub in subs]), np.array([sub.room for sub in subs])
+        at = self._starting_points(subs, gram)
         barrier = np.array([_FIRST_BARRIER * self._gap(state) / m for state in states])
         while states:
-            found = evaluate(stacks, node, at)
-            z = stacks.numpy(at.z)
             self.steps += len(states)
-            self._update(states, stacks.numpy(found.psi), stacks.numpy(found.score), stacks.numpy(at.a), z)
-            stay = np.flatnonzero([self._stays(state) for state in states])
+            found = directional.evaluate(stacks, pairs, at)
+            self._update(states, whole, pairs, at, found)
+            stalled = np.flatnonzero([state.best < self.cutoff and state.stalled for state in states])
+            if len(stalled):
+                parts = [part.part(stalled) for part in (whole, pairs, at, found)]
+                self._polish([states[i] for i in stalled], *parts, (usage[stalled], room[stalled]))
+            a, z = stacks.numpy(at.a), stacks.numpy(at.z)
+            stay = np.flatnonzero([not self._leaves(state, a[i], z[i]) for i, state in enumerate(states)])
             if len(stay) < len(states):
+                if len(stay) == 0:
+                    return
                 states = [states[i] for i in stay]
-                node, at, found = node.part(stay), at.part(stay), found.part(stay)
-                barrier, z = barrier[stay], z[stay]
-            if states:
-                usage = np.stack([state.sub.usage for state in states])
-                slack = np.stack([state.sub.room for state in states]) - (usage @ z[:, :, None])[:, :, 0]
-                tight = self.packing.cardinality_only
-                at, length = newton(stacks, node, at, found, barrier, usage, slack, tight)
-                least = np.array([_LAST_BARRIER * self._gap(state) / m for state in states])
-                barrier = np.where(length > 0.3, np.maximum(_BARRIER_FALL * barrier, least), barrier)
+                whole, pairs, at, found = (part.part(stay) for part in (whole, pairs, at, found))
+                barrier, z, usage, room = barrier[stay], z[stay], usage[stay], room[stay]
+            slack = room - (usage @ z[:, :, None])[:, :, 0]
+            at, length = directional.newton(stacks, pairs, at, found, barrier, usage, slack, tight)
+            least = np.array([_LAST_BARRIER * self._gap(state) / m for state in states])
+            barrier = np.where(length > 0.3, np.maximum(_BARRIER_FALL * barrier, least), barrier)
+
+    def _polish(
+        self,
+        states: list[_State],
+        whole: lifted.Lifted,
+        pairs: directional.Paired,
+        at: directional.Point,
+        found: directional.Evaluation,
+        limits: tuple[FloatArray, FloatArray],
+    ) -> None:
+        """Bounds of the lifted relaxation, from where the directional one ended.
+
+        With few outputs it pays to renew Lambda too; whether it does is tried at the root.
+        """
+        multipliers = directional.multipliers(self.stacks, pairs, at, found)
+        start = lifted.Point(1.0 - at.z, 2.0 * found.score)
+        if self.renewals is not None:
+            self._take_in(states, whole, *self._descended(states, whole, multipliers, start, limits, self.renewals))
+            return
+        values = []
+        for renewals in (0, _RENEWALS):
+            q, point = self._descended(states, whole, multipliers, start, limits, renewals)
+            values.append((float(self._take_in(states, whole, q, point)[0]), renewals))
+        self.renewals = max(values)[1]
+
+    def _descended(
+        self,
+        states: list[_State],
+        whole: lifted.Lifted,
+        multipliers: Array,
+        at: lifted.Point,
+        limits: tuple[FloatArray, FloatArray],
+        renewals: int,
+    ) -> tuple[lifted.Quadratic, lifted.Point]:
+        """Newton steps with falling barriers, after some between which Lambda is renewed."""
+        stacks, tight = self.stacks, self.packing.cardinality_only
+        barrier = np.array([_LIFTED_BARRIER * self._gap(state) / len(state.sub.free) for state in states])
+        for turn in range(renewals + 1):
+            last = turn == renewals
+            q = lifted.quadratic(stacks, whole, multipliers)
+            delta, slack_inverse = lifted.make_definite(stacks, q, at.delta)
+            at = lifted.Point(at.y, delta)
+            for _ in range(_FINAL_STEPS if last else _RENEWAL_STEPS):
+                at, slack_inverse, _ = lifted.newton(stacks, q, at, slack_inverse, barrier, *limits, tight)
+                barrier = barrier * (_FINAL_FALL if last else _RENEWAL_FALL)
+            if not last:
+                best = lifted.best_multipliers(stacks, whole, at, slack_inverse)
+                multipliers = multipliers + _DAMPING * (best - multipliers)
+        return q, at
 
     def _gap(self, state: _State) -> float:
         """What is left to the incumbent at a node, and a little more than nothing."""
         whole = self.best_value - self.problem.base
         return max(self.best_value - state.best, 1e-6 * whole, 1e-300)
 
-    def _starting_points(self, subs: list[Subproblem], node: Relaxation) -> Point:
-        first = 0.5 * self.root.least_eigenvalue
-        a = [np.full(len(s.free), first) if s.node.a is None else s.node.a[s.free] for s in subs]
-        half = [np.full(len(s.free), 0.5) if s.node.z is None else s.node.z[s.free] for s in subs]
-        z = [self.packing.interior(x, s.usage, s.room, _EDGE) for x, s in zip(half, subs, strict=True)]
-        start, inverse = feasible_start(self.stacks, node.gram, self.stacks.asarray(np.stack(a)))
-        return Point(start, self.stacks.asarray(np.stack(z)), inverse)
+    def _starting_points(self, subs: list[Subproblem], gram: Array) -> directional.Point:
+        a, z = [], []
+        for sub in subs:
+            warm, m = sub.node.warm, len(sub.free)
+            index = None if warm is None else np.searchsorted(warm.free, sub.free)
+            a.append(np.full(m, 0.5 * self.root.least_eigenvalue) if warm is None else warm.a[index])
+            half = np.full(m, 0.5) if warm is None else warm.z[index]
+            z.append(self.packing.interior(half, sub.usage, sub.room, _EDGE))
+        start, inverse = directional.feasible_start(self.stacks, gram, self.stacks.asarray(np.array(a)))
+        return directional.Point(start, self.stacks.asarray(np.array(z)), inverse)
 
     def _update(
-        self, states: list[_State], psi: FloatArray, score: FloatArray, a: FloatArray, z: FloatArray
+        self,
+        states: list[_State],
+        whole: lifted.Lifted,
+        pairs: directional.Paired,
+        at: directional.Point,
+        found: directional.Evaluation,
     ) -> None:
-        """Bounds from psi and its scores: objective >= psi + score.z - (most score that fits)."""
-        most, if_removed, if_kept, prices = self.packing.most(
-            score, [state.sub.usage for state in states], [state.sub.room for state in states]
-        )
-        bounds = psi + (score * z).sum(axis=1) - most - self.root.rounding
+        """Bounds of the directional relaxation: objective >= psi + score.z - (most score that fits)."""
+        stacks = self.stacks
+        if self.ledger is not None:  # what is written down is a lifted relaxation: the same bound, said in its terms
+            q = lifted.quadratic(stacks, whole, directional.multipliers(stacks, pairs, at, found))
+            delta, _ = lifted.make_definite(stacks, q, 2.0 * found.score, inside=False)
+            self._take_in(states, whole, q, lifted.Point(1.0 - at.z, delta))
+            return
+        psi, score, z = stacks.numpy(found.psi), stacks.numpy(found.score), stacks.numpy(at.z)
+        most, if_removed, if_kept, _ = self._most(states, score)
+        values = psi + (score * z).sum(axis=1) - most - self.root.rounding
         for i, state in enumerate(states):
-            where = Where(a[i], z[i], prices[i])
-            state.update(float(bounds[i]), if_removed[i], if_kept[i], where, self.cutoff)
+            state.update(float(values[i]), if_removed[i], if_kept[i], None, self.cutoff)
+
+    def _take_in(
+        self, states: list[_State], whole: lifted.Lifted, q: lifted.Quadratic, at: lifted.Point
+    ) -> FloatArray:
+        """Bounds of the lifted relaxation: objective >= constant + sum of score over the removed groups."""
+        constant, score, delta = lifted.bounds(self.stacks, whole, q, at)
+        kept_score = np.maximum(score, 0.0)
+        most, if_removed, if_kept, prices = self._most(states, kept_score)
+        if_kept = if_kept + (kept_score - score)  # a group of negative score is worth more removed
+        values = constant + score.sum(axis=1) - most - self.root.rounding
+        y = self.stacks.numpy(at.y)
+        multipliers = None if self.ledger is None else self.stacks.numpy(q.multipliers)
+        for i, state in enumerate(states):
+            where = None if multipliers is None else Where(y[i], delta[i], multipliers[i], prices[i])
+            state.update(float(values[i]), if_removed[i], if_kept[i], where, self.cutoff)
+        return values
+
+    def _most(
+        self, states: list[_State], score: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray, list[FloatArray]]:
+        return self.packing.most(score, [s.sub.usage for s in states], [s.sub.room for s in states])
 
     # --------------------------------------------------------------------------------------- what comes after
 
-    def _stays(self, state: _State) -> bool:
-        """Whether a node needs another step; if not, deal with it."""
+    def _leaves(self, state: _State, a: FloatArray, z: FloatArray) -> bool:
+        """Deal with a node that needs no further step; False if it does."""
+        node = state.sub.node
         if state.best >= self.cutoff:
-            node = state.sub.node
             if self.ledger is not None and state.best_at is not None:
                 node.cites = self.ledger.relax(node.leaf, state.sub.free, state.best_at)
             self._close(state.best, node.leaf, node.cites)
-        elif state.fixable or self.deadline.expired():
-            self._requeue(state)
-        elif state.stalled:
-            self._branch(state)
-        else:
             return True
-        return False
+        reducible = state.fixable or self.deadline.expired()
+        if not (reducible or state.stalled):
+            return False
+        warm = Warm(state.sub.free, a.copy(), z.copy())
+        if reducible:
+            self._settle(state, warm)
+            self.open.push(node)
+        else:
+            self._branch(state, warm)
+        return True
 
-    def _settle(self, state: _State) -> None:
+    def _settle(self, state: _State, warm: Warm) -> None:
         """Make a node what its bounds have decided: groups fixed, its bound raised."""
         node, free = state.sub.node, state.sub.free
         if state.rulings:
@@ -306,28 +398,23 @@ class _Search:
             node.leaf = self.ledger.decide(leaf, free, state.rulings)
         for ruling in state.rulings:
             (node.kept if ruling.keep else node.removed)[ruling.group] = True
-        node.bound = state.best
-        node.a, node.z = (_spread(values, free, self.problem.n) for values in (state.last_at.a, state.last_at.z))
+        node.bound, node.warm = state.best, warm
 
-    def _requeue(self, state: _State) -> None:
-        self._settle(state)
-        self.open.push(state.sub.node)
-
-    def _branch(self, state: _State) -> None:
-        sub, z = state.sub, state.last_at.z
-        self._offer(self.packing.round(sub.node.kept, sub.free, z))
-        weight = np.where(state.keep | state.remove, -1.0, np.minimum(z, 1.0 - z) * sub.gain)
+    def _branch(self, state: _State, warm: Warm) -> None:
+        sub = state.sub
+        self._offer(self.packing.round(sub.node.kept, sub.free, warm.z))
+        weight = np.where(state.keep | state.remove, -1.0, np.minimum(warm.z, 1.0 - warm.z) * sub.gain)
         pick = int(np.argmax(weight))
         group = int(sub.free[pick])
         last = ALL_KEPT if self.ledger is None else self.ledger.relax(sub.node.leaf, sub.free, state.last_at)
-        self._settle(state)
+        self._settle(state, warm)
         node = sub.node
         leaves = (0, 0) if self.ledger is None else self.ledger.branch(node.leaf, group)
         for keeps, leaf, rise in zip((False, True), leaves, (state.if_removed, state.if_kept), strict=True):
             kept, removed = node.kept.copy(), node.removed.copy()
             (kept if keeps else removed)[group] = True
             bound, cites = max((node.bound, node.cites), (state.last + float(rise[pick]), last))
-            self.open.push(Node(kept, removed, node.a, node.z, bound, leaf, cites))
+            self.open.push(Node(kept, removed, warm, bound, leaf, cites))
 
     def _offer(self, support: BoolArray) -> None:
         """Look at a support that came up; a good one is improved by exchanges."""
@@ -371,7 +458,7 @@ class _State:
         self._fix(alone, True, None, cutoff)
 
     def update(
-        self, bound: float, if_removed: FloatArray, if_kept: FloatArray, where: Where, cutoff: float
+        self, bound: float, if_removed: FloatArray, if_kept: FloatArray, where: Where | None, cutoff: float
     ) -> None:
         """Take in the bound of a step, and fix what it decides."""
         self.steps += 1
@@ -399,15 +486,9 @@ class _State:
     @property
     def stalled(self) -> bool:
         """Whether more steps do not pay."""
-        if self.sub.node.a is None:
+        if self.sub.node.warm is None:
             return self.steps >= _ROOT_STEPS or (self.steps >= _NODE_STEPS and self.progress < _ROOT_STALL)
         return self.steps >= _NODE_STEPS or (self.steps >= _LEAST_STEPS and self.progress < _STALL)
-
-
-def _spread(values: FloatArray, free: IntArray, n: int) -> FloatArray:
-    out = np.zeros(n)
-    out[free] = values
-    return out
 
 
 def _first_walk(problem: Problem, start: BoolArray | None, deadline: Deadline, report: Report) -> Walk:
