@@ -9,11 +9,17 @@ The problem: minimise over supports S within the limits ``usage @ S <= limit`` (
 
 The proof: a tree whose inner nodes decide one group each, first "removed", then "kept".  Every support lies below
 exactly one leaf, so the least of the leaves' bounds is a bound.  What bounds a leaf is in ``docs/certificates.md``;
-in short, with N the rows not removed at a node, X = inv(H_NN) G_N, *any* W, and a block-diagonal 0 < D < H_NN,
+in short, with N the rows not removed at a node and X = inv(H_NN) G_N, the refit there,
+
+perspective: for *any* W, and a block-diagonal 0 < D < H_NN,
 
     delta = W - X,   rho = (H_NN - D) delta - (G_N - H_NN X),   R = D X - rho,   score_g = 1/2 tr(R_g' inv(D_gg) R_g),
+    f(S) >= f(N) - 1/2 tr(delta' (H_NN - D) delta) - 1/2 tr(rho' inv(D) rho) + sum of score_g over the groups removed;
 
-    f(S) >= f(N) - 1/2 tr(delta' (H_NN - D) delta) - 1/2 tr(rho' inv(D) rho) + sum of score_g over the groups removed.
+dual: for *any* Lambda and y, and any delta with P = diag(delta) - Q >= 0, Q_gh = tr(Lambda_g' inv(H_NN)_gh Lambda_h),
+
+    score_g = <Lambda_g, X_g> - delta_g / 2 + (P y)_g,
+    f(S) >= f(N) - 1/2 y'P y + sum of score_g over the groups removed.
 
 Rounding.  Everything is float64, not interval arithmetic.  Rows are scaled by powers of two to a diagonal between 1/2
 and 2, which rounds nothing; D < H is tested by a Cholesky factorisation of H - D less the most that its own rounding
@@ -356,18 +362,17 @@ def _examined(document: Document, problem: Posed | None, max_operations: float) 
             reasons.append(f"The value {claim:.12g} is claimed, but that of the support is {value:.12g}.")
         if not bound <= value + OPTIMAL * abs(value) + slack:
             reasons.append("The bound comes out above the value of the support: rounding has taken over.")
-    valid = not reasons
-    closed = value is not None and value - bound <= OPTIMAL * abs(value) + slack
+    valid, proved = not reasons, "bound"
+    if not valid:
+        proved = "nothing"
+    elif value is not None and value - bound <= OPTIMAL * abs(value) + slack:
+        proved = "optimal"
+    elif bound == math.inf:
+        proved = "infeasible"
     kinds = forest.tree[forest.leaves]
     return CheckReport(
         valid=valid,
-        proved="nothing"
-        if not valid
-        else "optimal"
-        if closed
-        else "infeasible"
-        if bound == math.inf
-        else "bound",
+        proved=proved,
         bound=bound,
         value=value,
         claimed_bound=document.bound,
@@ -677,21 +682,19 @@ class _Space:
             terms = terms if document.term_of_direction is None else document.term_of_direction
             basis, self.terms = _directions(document.directions, terms, layout.cross.shape[1])
             parts = [inside := scaled @ basis, scaled - inside @ basis.T]
-            negligible = np.linalg.norm(parts[1]) <= 1e-12 * np.linalg.norm(
-                scaled
-            )  # left out, bounds stay valid
-            self.rotated = _Outputs(
-                self, inside if negligible else np.hstack([inside, _fewer_columns(parts[1])])
-            )
+            if np.linalg.norm(parts[1]) <= 1e-12 * np.linalg.norm(scaled):  # left out, bounds stay valid
+                self.rotated = _Outputs(self, inside)
+            else:
+                self.rotated = _Outputs(self, np.hstack([inside, _fewer_columns(parts[1])]))
         elif document.dual.any():
             self.rotated, self.terms = _Outputs(self, scaled), [np.arange(scaled.shape[1])]
         explained, doubt = self.full.explained
-        self.base = self.surely = (
-            posed.base if posed.base is not None else (posed.constant or 0.0) - explained
-        )
-        if posed.base is None:
-            self.surely = self.base - doubt
-        rounding = max(1e-26, (self.p * _UNIT) ** 2 / self.least) if posed.base is not None else 1e-13
+        if posed.base is not None:
+            self.base = self.surely = posed.base
+            rounding = max(1e-26, (self.p * _UNIT) ** 2 / self.least)
+        else:
+            self.base = (posed.constant or 0.0) - explained
+            self.surely, rounding = self.base - doubt, 1e-13
         self.tolerance = 1e-12 * abs(self.base) + rounding * explained
 
     def _smallest_eigenvalue(self) -> float:
@@ -808,16 +811,8 @@ def same_problem(stated: Posed, given: Posed) -> Posed:
     """
     if stated.hash and given.hash and stated.hash != given.hash:
         raise Refused(f"It is for problem {stated.hash[:12]}, not for problem {given.hash[:12]}.")
-    for name in (
-        "group_of_row",
-        "usage",
-        "limit",
-        "always_keep",
-        "always_remove",
-        "gram",
-        "base",
-        "constant",
-    ):
+    arrays = ("group_of_row", "usage", "limit", "always_keep", "always_remove", "gram")
+    for name in (*arrays, "base", "constant"):
         ours, theirs = getattr(stated, name), getattr(given, name)
         if not np.array_equal(ours, theirs) and not (name == "gram" and ours is None):
             raise Refused(f"It is for another problem: {name} differs.")
@@ -927,9 +922,8 @@ class _Forest:
             "lam": ((free @ layout.sizes) * dual, len(document.lam)),
         }
         fits = all(int(numbers.sum()) == there for numbers, there in counts.values())
-        if not (0 < self.terms <= 1 << 20 and fits) or (
-            len(document.lam) and document.lam.shape[1] != self.columns
-        ):
+        wide = len(document.lam) == 0 or document.lam.shape[1] == self.columns
+        if not (0 < self.terms <= 1 << 20 and fits and wide):
             raise Refused("The relaxations do not hold as many numbers as their nodes have free groups.")
         self.begin = {name: np.cumsum(numbers) - numbers for name, (numbers, _) in counts.items()}
         if len(document.z) and not 0.0 < document.z.min() <= document.z.max() <= 1.0:
@@ -938,9 +932,8 @@ class _Forest:
             raise Refused("A y lies outside [0, 1].")
         if (document.prices < 0.0).any():
             raise Refused("A price is negative.")
-        if not all(
-            np.isfinite(array).all() for array in (document.z, document.d, document.delta, document.lam)
-        ):
+        floats = (document.z, document.d, document.y, document.delta, document.lam, document.prices)
+        if not all(np.isfinite(array).all() for array in floats):
             raise Refused("A relaxation holds NaN or infinite numbers.")
         if document.prices.shape != (len(document.relaxed_at), len(layout.limit)):
             raise Refused("There is not one price for every limit and relaxation.")
@@ -989,7 +982,7 @@ def _limit_work(forest: _Forest, most: float) -> None:
     """Refuse what would take more than `most` floating-point operations, by an estimate of them."""
     layout = forest.layout
     p, q = float(layout.p), float(layout.cross.shape[1])
-    columns = q if forest.document.directions is None else float(forest.document.directions.shape[1])
+    columns = float(forest.columns) if forest.document.dual.any() else min(p, float(forest.columns))
     completions = 0
     for leaf in forest.leaves[forest.kinds == ENUMERATED].tolist():
         count = forest.completions(leaf)
@@ -1000,9 +993,7 @@ def _limit_work(forest: _Forest, most: float) -> None:
     width = min(p, q)
     operations = 8.0 * p**3 + 2.0 * p * q * (3.0 * p + width)
     operations += supports * (0.7 * p**3 + 4.0 * p**2 * width)
-    operations += len(forest.cited) * (forest.terms + 1) * p**3 + len(forest.cited) * 10.0 * p**2 * min(
-        columns, p
-    )
+    operations += len(forest.cited) * ((forest.terms + 5) * p**3 + 10.0 * p**2 * columns)
     if operations > most:
         raise GivenUp(
             f"Checking it would take {operations:.0e} operations, and no more than {most:.0e} are allowed."
@@ -1233,10 +1224,9 @@ def _add_dual(forest: _Forest, space: _Space, frame: _Frame, at: _Refit, sums: _
     group = layout.groups[np.take_along_axis(frame.rows, row, axis=1)]
     member = (group[:, :, None] == np.arange(layout.n)).astype(np.float64)
     q = member.swapaxes(1, 2) @ (m * (lam @ lam.swapaxes(1, 2))) @ member
+    q = 0.5 * (q + q.swapaxes(1, 2))
     norms = _row_norms(lam)
-    residual = np.linalg.norm(at.residual[:, :, columns], axis=(1, 2)) + np.linalg.norm(
-        at.residual_doubt, axis=1
-    )
+    residual = np.linalg.norm(at.residual, axis=(1, 2)) + np.linalg.norm(at.residual_doubt, axis=1)
     own = norms**2 * (lost / space.least)[:, None] + 3.0 * space.gamma * norms * _times(np.abs(m), norms)
     doubt = _times(member.swapaxes(1, 2), 0.5 * own + space.gamma * norms * _row_norms(x))
     doubt += np.sqrt(_times(member.swapaxes(1, 2), norms**2)) * (residual / space.least)[:, None]
@@ -1249,7 +1239,7 @@ def _add_dual(forest: _Forest, space: _Space, frame: _Frame, at: _Refit, sums: _
     pushed, reach = _times(form, y), _gamma(layout.n) * _times(np.abs(form), y)
     doubt += reach + 4.0 * _UNIT * (np.abs(linear) + np.abs(delta) + np.abs(pushed))
     sums.scores[...] = np.where(frame.free, linear - 0.5 * (delta + surplus) + pushed - doubt, 0.0)
-    sums.constants[...] -= 0.5 * np.sum(y * (pushed + reach), axis=1)
+    sums.constants[...] -= 0.5 * (np.sum(y * (pushed + reach), axis=1) + residual**2 / space.least)
 
 
 def _multipliers(forest: _Forest, space: _Space, frame: _Frame) -> Floats:
