@@ -41,7 +41,9 @@ def test_names_of_the_package() -> None:
         _ = osscar_opt.nothing
 
 
-@pytest.mark.parametrize("package", ["osscar_opt.instances", "osscar_opt.solvers", "osscar_opt.torch"])
+@pytest.mark.parametrize(
+    "package", ["osscar_opt.certificates", "osscar_opt.instances", "osscar_opt.solvers", "osscar_opt.torch"]
+)
 def test_no_module_hides_a_name(package: str) -> None:
     """`package.name` must not turn from an object into a module when somebody imports a module of that name."""
     parent = importlib.import_module(package)

@@ -256,7 +256,13 @@ class Posed:
 
 
 class Document(NamedTuple):
-    """A certificate taken apart: the arrays of ``docs/certificates.md`` and its claims."""
+    """A certificate taken apart: the arrays of ``docs/certificates.md`` and its claims.
+
+    Examples
+    --------
+    >>> Document._fields[:3]
+    ('posed', 'tree', 'cites')
+    """
 
     posed: Posed
     tree: Ints

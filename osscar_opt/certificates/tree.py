@@ -59,7 +59,13 @@ class Relaxation:
 
 
 class PackedTree(NamedTuple):
-    """A tree as arrays, nodes in preorder; ``docs/certificates.md`` says what they hold."""
+    """A tree as arrays, nodes in preorder; ``docs/certificates.md`` says what they hold.
+
+    Examples
+    --------
+    >>> ProofTree(2).packed(np.array([1, 1]), 1).cites
+    array([-1])
+    """
 
     tree: IntArray
     cites: IntArray
