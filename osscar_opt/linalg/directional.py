@@ -45,7 +45,17 @@ from osscar_opt._typing import FloatArray
 from osscar_opt.linalg.lifted import Lifted
 from osscar_opt.linalg.stacks import Array, Stacks
 
-__all__ = ["SAFETY", "Evaluation", "Paired", "Point", "evaluate", "feasible_start", "multipliers", "newton", "pair"]
+__all__ = [
+    "SAFETY",
+    "Evaluation",
+    "Paired",
+    "Point",
+    "evaluate",
+    "feasible_start",
+    "multipliers",
+    "newton",
+    "pair",
+]
 
 SAFETY = 1e-6
 """eps: how far inside the cone of feasible diagonals beta stays, relatively."""
@@ -87,8 +97,9 @@ class Paired:
 
     def part(self, index: Any) -> Paired:
         """Some of the nodes."""
-        arrays = (self.gram, self.targets, self.polar, self.constant)
-        return Paired(*(array[index] for array in arrays), self.size)
+        return Paired(
+            self.gram[index], self.targets[index], self.polar[index], self.constant[index], self.size
+        )
 
 
 @dataclass(eq=False)
@@ -157,7 +168,7 @@ def feasible_start(stacks: Stacks, gram: Array, a: Array) -> tuple[Array, Array]
 
 
 def evaluate(stacks: Stacks, node: Paired, at: Point) -> Evaluation:
-    """psi and its gradient in z.
+    """Value and scores, that is minus its gradient in z.
 
     Examples
     --------
@@ -240,7 +251,7 @@ def newton(
         The share of the step that was taken.
     """
     a, z, b, size = at.a, at.z, at.slack_inverse, node.size
-    odds, theta, theta1, kernel, n_blocks, u, w, v, energy, own = found.parts
+    odds, theta, theta1, kernel, n_blocks, _, w, v, energy, own = found.parts
     mu = stacks.asarray(barrier)[:, None]
     theta2 = 2.0 * theta1 / (1.0 - z)
     xi = -a / (z * z)
@@ -305,7 +316,9 @@ def _moved(
         z_steps.append((room, -(use @ step_z[:, :, None])[:, :, 0]))
     length_z = _longest(stacks, z_steps)
     length_a = _longest(stacks, [(at.a, step_a)])
-    length_a = np.minimum(length_a, _INTERIOR / _largest_eigenvalue(stacks, at.slack_inverse, step_a, node.size))
+    length_a = np.minimum(
+        length_a, _INTERIOR / _largest_eigenvalue(stacks, at.slack_inverse, step_a, node.size)
+    )
     z = at.z + stacks.asarray(length_z)[:, None] * step_z
     pending = np.arange(len(length_a))
     a, inverse = _copied(at.a), _copied(at.slack_inverse)

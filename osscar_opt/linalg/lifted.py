@@ -18,19 +18,19 @@ P = Diag(delta) - Q is positive semidefinite, y_g^2 = y_g makes it convex, and i
 Nothing has to be solved to any accuracy for this to be valid: Lambda, delta and ybar are free but for P >= 0.
 
 **How they are found.** The best bound is a saddle point, max over (Lambda, delta), min over y. For fixed Lambda, joint
-Newton steps in (delta, y) with barriers mu log det P, mu log y, mu log(1 - y) cost a few n x n solves. They leave an
-estimate of the second moments of the removed set,
+Newton steps in (delta, y) with barriers mu log det P, mu log y, mu log(1 - y) cost a few inverses of n x n matrices.
+They leave an estimate of the second moments of the removed set,
 
     Y = y y' + 2 mu inv(P),      Y_gg = y_g,
 
-and for fixed Y the best Lambda solves (Y o M) Lambda = diag(y) W0, with o the Hadamard product over blocks; the
-correlations in Y are damped from round to round. At the limit this is the semidefinite relaxation
+and for fixed Y the best Lambda solves (Y o M) Lambda = diag(y) W0, with o the Hadamard product over blocks. At the
+limit this is the semidefinite relaxation
 
     min over y, Y >= y y', Y_gg = y_g of  base + 1/2 tr( W0' diag(y) inv(Y o M) diag(y) W0 ).
 
 It is at least as tight as the perspective relaxation with a diagonal D of its own for every output: with D_t and the
-weights W_t of that relaxation at z = 1 - y, Lambda = [D_1 W_1 / z, D_2 W_2 / z, ...] and delta = twice its scores give the
-same bound, and that delta is feasible by the Schur product theorem, but seldom the best.
+weights W_t of that relaxation at z = 1 - y, Lambda = [D_1 W_1 / z, D_2 W_2 / z, ...] and delta = twice its scores
+give the same bound, and that delta is feasible by the Schur product theorem, but seldom the best.
 """
 
 from __future__ import annotations
@@ -43,7 +43,17 @@ import numpy as np
 from osscar_opt._typing import BoolArray, FloatArray
 from osscar_opt.linalg.stacks import Array, Stacks
 
-__all__ = ["Lifted", "Point", "Quadratic", "best_multipliers", "bounds", "lift", "make_definite", "newton", "quadratic"]
+__all__ = [
+    "Lifted",
+    "Point",
+    "Quadratic",
+    "best_multipliers",
+    "bounds",
+    "lift",
+    "make_definite",
+    "newton",
+    "quadratic",
+]
 
 _MARGIN = 1e-9
 """delta is enlarged by this share before it is used, so that P is definite beyond rounding."""
@@ -89,8 +99,14 @@ class Lifted:
 
     def part(self, index: Any) -> Lifted:
         """Some of the nodes."""
-        arrays = (self.inverse, self.dense, self.base, self.alone)
-        return Lifted(*(array[index] for array in arrays), self.size, self.definite[index])
+        return Lifted(
+            self.inverse[index],
+            self.dense[index],
+            self.base[index],
+            self.alone[index],
+            self.size,
+            self.definite[index],
+        )
 
 
 @dataclass(eq=False)
@@ -149,7 +165,7 @@ def best_multipliers(stacks: Stacks, node: Lifted, at: Point, slack_inverse: Arr
 
 
 def quadratic(stacks: Stacks, node: Lifted, multipliers: Array) -> Quadratic:
-    """b and Q for given Lambda, which is rounded to float32 first: half the size in a certificate, and as good."""
+    """Linear and quadratic part for given Lambda, which is rounded to float32 first: certificates store that."""
     multipliers = stacks.single(multipliers)
     linear = _group_sums((multipliers * node.dense).sum(-1), node.size)
     form = _block_sums(node.inverse * (multipliers @ multipliers.mT), node.size)
@@ -194,7 +210,7 @@ def newton(
     usage: FloatArray,
     room: FloatArray,
     tight: bool,
-) -> tuple[Point, Array, FloatArray]:
+) -> tuple[Point, Array]:
     r"""One Newton step towards the saddle point max over delta, min over y of the relaxation, with barriers.
 
     Parameters
@@ -212,8 +228,6 @@ def newton(
     Point
     inv(P)
         There.
-    (b,) array
-        The share of the step that was taken.
     """
     y, delta, x = at.y, at.delta, slack_inverse
     mu = stacks.asarray(barrier)[:, None]
@@ -248,11 +262,13 @@ def newton(
         bounds_y.append((left, (use @ step[:, :, None])[:, :, 0]))
     length_y = _longest(stacks, bounds_y)
     new_y = y + stacks.asarray(length_y)[:, None] * step
-    delta, x, length_d = _moved(stacks, q, delta, x, step_d)
-    return Point(new_y, delta), x, np.minimum(length_y, length_d)
+    delta, x = _moved(stacks, q, delta, x, step_d)
+    return Point(new_y, delta), x
 
 
-def bounds(stacks: Stacks, node: Lifted, q: Quadratic, at: Point) -> tuple[FloatArray, FloatArray, FloatArray]:
+def bounds(
+    stacks: Stacks, node: Lifted, q: Quadratic, at: Point
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """The bound's constant (b,), the scores (b, n) and delta as used (b, n): objective >= constant + score.removed.
 
     Examples
@@ -276,8 +292,8 @@ def bounds(stacks: Stacks, node: Lifted, q: Quadratic, at: Point) -> tuple[Float
 
 def _moved(
     stacks: Stacks, q: Quadratic, delta: Array, slack_inverse: Array, step: Array
-) -> tuple[Array, Array, FloatArray]:
-    """delta after a step that is cut short until P stays positive definite, with inv(P) there."""
+) -> tuple[Array, Array]:
+    """Diagonal after a step that is cut short until P stays positive definite, with inv(P) there."""
     fall = (-step).clip(0.0) ** 0.5
     over = stacks.numpy(_largest_eigenvalue(fall[:, :, None] * slack_inverse * fall[:, None, :]))
     length = np.minimum(1.0, _INTERIOR / np.maximum(over, _INTERIOR))
@@ -292,8 +308,7 @@ def _moved(
         if len(pending) == 0:
             break
         length[pending] *= _SHRINK
-    length[pending] = 0.0
-    return result, inverse, length
+    return result, inverse
 
 
 def _longest(stacks: Stacks, pairs: list[tuple[Array, Array]]) -> FloatArray:

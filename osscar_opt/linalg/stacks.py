@@ -12,7 +12,9 @@ from osscar_opt.errors import UnavailableError
 
 __all__ = ["NumpyStacks", "Stacks", "TorchStacks", "make_stacks"]
 
-Array = Any  # numpy.ndarray or torch.Tensor; what both share (+, *, @, slices, .sum(axis), .mT) is used freely
+Array = (
+    Any  # numpy.ndarray or torch.Tensor; what both share (+, *, @, slices, .sum(axis), .mT) is used freely
+)
 
 
 class Stacks(Protocol):
@@ -73,7 +75,7 @@ class NumpyStacks:
         return np.where(below, out, out.mT), definite
 
     def solve(self, stack: FloatArray, right: FloatArray) -> FloatArray:
-        return np.linalg.solve(stack, right)
+        return np.asarray(np.linalg.solve(stack, right), dtype=np.float64)
 
     def eigh(self, stack: FloatArray) -> tuple[FloatArray, FloatArray]:
         values, vectors = np.linalg.eigh(stack)

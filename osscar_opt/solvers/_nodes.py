@@ -18,6 +18,9 @@ from osscar_opt.solvers.selection import rounding_of
 
 __all__ = ["Node", "OpenNodes", "Packing", "Root", "Subproblem", "Warm"]
 
+_LEAST_OPEN = 64
+"""Open nodes that are allowed however little memory is."""
+
 _SWEEPS = 4
 """Rounds of coordinate descent over the multipliers of several limits."""
 
@@ -72,8 +75,8 @@ class Subproblem(NamedTuple):
 class Root:
     """The problem with rows of about the same size, and groups of one size.
 
-    Groups smaller than the largest are padded with rows that are coupled to nothing and explain nothing. Rows are scaled
-    by powers of two, so that scaling rounds nothing.
+    Groups smaller than the largest are padded with rows that are coupled to nothing and explain nothing. Rows are
+    scaled by powers of two, so that scaling rounds nothing.
 
     Attributes
     ----------
@@ -175,8 +178,9 @@ class Packing:
         """Move a relaxed support well inside (0, 1), and onto the limit if it is a plain keep, else below it."""
         inside = np.clip(z, edge, 1.0 - edge)
         if self.cardinality_only:
-            return np.clip(inside * (math.floor(room[0]) / inside.sum()), edge, 1.0 - edge)
-        return inside * min(1.0, 0.95 / float(np.max((usage @ inside) / room, initial=0.95)))
+            return np.asarray(np.clip(inside * (math.floor(room[0]) / inside.sum()), edge, 1.0 - edge))
+        fullest = float(np.max((usage @ inside) / room, initial=0.95))
+        return np.asarray(inside * min(1.0, 0.95 / fullest))
 
     def most(
         self, scores: FloatArray, usages: list[FloatArray], rooms: list[FloatArray]
@@ -245,7 +249,7 @@ class OpenNodes:
         self._heaps: dict[int, list[tuple[float, int, Node]]] = {}
         self._ticket = itertools.count()
         self._count = 0
-        self._most = max(64, int(memory * 2**30 / (18 * n + 600)))
+        self._most = max(_LEAST_OPEN, int(memory * 2**30 / (18 * n + 600)))
         self._crowded = False
         self.turned_depth_first = False
 

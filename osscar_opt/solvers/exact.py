@@ -1,4 +1,4 @@
-"""Branch and bound on the directional perspective relaxation, many nodes at a time."""
+"""Branch and bound on the directional and lifted relaxations, many nodes at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from osscar_opt.linalg import directional, lifted
 from osscar_opt.linalg.directional import pair
 from osscar_opt.linalg.lifted import lift
 from osscar_opt.linalg.stacks import Array, Stacks, make_stacks
-from osscar_opt.solvers._ledger import ALL_KEPT, Ledger, Ruling, Where
+from osscar_opt.solvers._ledger import ALL_KEPT, Ledger, Where
 from osscar_opt.solvers._nodes import Node, OpenNodes, Packing, Root, Subproblem, Warm
+from osscar_opt.solvers._state import State
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.registry import solver_class
+from osscar_opt.solvers.registry import get_solver
 from osscar_opt.solvers.selection import backward_selection, forward, open_tableau
 from osscar_opt.solvers.walk import Walk
 
@@ -33,17 +34,15 @@ _ENUMERATED = 4096
 _STACK_NUMBERS = 1 << 16
 """Numbers in one matrix of all nodes of a batch together: they stay in the cache."""
 
-_ROOT_STEPS, _NODE_STEPS, _LEAST_STEPS = 30, 8, 2
-_LIFTED_BARRIER, _FINAL_STEPS, _FINAL_FALL = 1.0, 8, 0.5
-_RENEWALS, _RENEWAL_STEPS, _RENEWAL_FALL, _DAMPING = 2, 2, 0.7, 0.5
-_STALL, _ROOT_STALL = 0.3, 0.003
-"""A node is branched on when a Newton step closes less than this share of what is left to the incumbent."""
-
-_FIX_EARLY = 0.1
-"""Share of the free groups that must be fixable for a node to be reduced before it has converged."""
-
 _FIRST_BARRIER, _BARRIER_FALL, _LAST_BARRIER = 0.1, 0.3, 0.02
-"""Weight of the barriers, as a share of the gap to the incumbent per group: at first, per step, and at last."""
+"""Weight of the directional relaxation's barriers, as a share of the gap to the incumbent per group: at first, its fall
+per step, and at last."""
+
+_LIFTED_BARRIER, _LIFTED_FALL, _LIFTED_STEPS = 1.0, 0.5, 8
+"""The same of the lifted relaxation: at first, its fall per step, and the number of steps."""
+
+_RENEWALS, _RENEWAL_FALL, _RENEWAL_STEPS, _DAMPING = 1, 0.7, 2, 0.5
+"""With fewer outputs than rows, how often Lambda is renewed before, after how many steps, and how far it is moved."""
 
 _EDGE = 1e-3
 """How far from 0 and 1 a relaxed support that is handed down starts."""
@@ -57,9 +56,11 @@ class Exact(Solver):
 
     .. math:: H \leftarrow H_{FF} - H_{FK} H_{KK}^{-1} H_{KF}, \quad G \leftarrow G_F - H_{FK} H_{KK}^{-1} G_K,
 
-    which leaves the same problem, smaller. Its bound is that of `osscar_opt.linalg.directional`, a saddle
-    max over diagonals a, min over relaxed supports z, in which a few Newton steps are made from the parent's a
-    and z; every step gives a valid bound, so none needs to converge. Scores that a step leaves behind fix groups:
+    which leaves the same problem, smaller. It is bounded by the directional relaxation
+    (`osscar_opt.linalg.directional`), a saddle max over diagonals a, min over relaxed supports z, in which a few Newton
+    steps are made from the parent's a and z; and, if that does not close it, by the lifted relaxation
+    (`osscar_opt.linalg.lifted`), which starts at the same bound and improves it. Every step of either gives a valid
+    bound, so none needs to converge. Scores that a step leaves behind fix groups:
     one whose removal (or keeping) lifts the bound above the incumbent is kept (removed). A group is also kept if the
     loss of removing it alone, everything else kept, already passes the incumbent (objectives are monotone). Branching
     is on the group with the largest min(z, 1 - z) tr(G_g G_g') / tr(H_gg); rounded z propose incumbents.
@@ -109,9 +110,25 @@ class Exact(Solver):
     ) -> Proposal:
         stacks = make_stacks(self.device)
         if problem.limits.supports <= _ENUMERATED:
-            enumerated = solver_class("exhaustive")(**{"certificate": self.certificate})
+            enumerated = get_solver("exhaustive", {"certificate": self.certificate})
             return enumerated.propose(problem, start=start, deadline=deadline, report=report)
         return _Search(self, problem, stacks, start, deadline, report).run()
+
+
+@dataclass(eq=False)
+class _Stack:
+    """Nodes of equal size, their two relaxations, and where the directional one is."""
+
+    whole: lifted.Lifted
+    pairs: directional.Paired
+    at: directional.Point
+    found: directional.Evaluation
+    usage: FloatArray  # (b, limits, m)
+    room: FloatArray  # (b, limits)
+
+    def part(self, index: IntArray) -> _Stack:
+        arrays = (self.whole.part(index), self.pairs.part(index), self.at.part(index), self.found.part(index))
+        return _Stack(*arrays, self.usage[index], self.room[index])
 
 
 class _Search:
@@ -137,7 +154,6 @@ class _Search:
         self.open = OpenNodes(problem.n, options.memory)
         self.ledger = Ledger(problem, self.root) if options.certificate else None
         self.closed_bound = math.inf  # the least bound of the closed leaves
-        self.renewals: int | None = None  # of Lambda, at a node; None until the root has tried
         self.nodes = self.steps = self.fixed = 0
         self.looked_at: set[bytes] = set()
 
@@ -232,81 +248,78 @@ class _Search:
         pairs = pair(stacks, gram, cross, constant, whole)
         base = stacks.numpy(whole.base) - self.root.rounding
         alone = base[:, None] + stacks.numpy(whole.alone)
-        states = [_State(*each, self.cutoff) for each in zip(subs, base, alone, strict=True)]
+        states = [State(*each, self.cutoff) for each in zip(subs, base, alone, strict=True)]
         usage, room = np.array([sub.usage for sub in subs]), np.array([sub.room for sub in subs])
         at = self._starting_points(subs, gram)
+        stack = _Stack(whole, pairs, at, directional.evaluate(stacks, pairs, at), usage, room)
         barrier = np.array([_FIRST_BARRIER * self._gap(state) / m for state in states])
-        while states:
+        while True:
             self.steps += len(states)
-            found = directional.evaluate(stacks, pairs, at)
-            self._update(states, whole, pairs, at, found)
+            self._directional(states, stack)
             stalled = np.flatnonzero([state.best < self.cutoff and state.stalled for state in states])
             if len(stalled):
-                parts = [part.part(stalled) for part in (whole, pairs, at, found)]
-                self._polish([states[i] for i in stalled], *parts, (usage[stalled], room[stalled]))
-            a, z = stacks.numpy(at.a), stacks.numpy(at.z)
+                self._lifted([states[i] for i in stalled], stack.part(stalled))
+            a, z = stacks.numpy(stack.at.a), stacks.numpy(stack.at.z)
             stay = np.flatnonzero([not self._leaves(state, a[i], z[i]) for i, state in enumerate(states)])
+            if len(stay) == 0:
+                return
             if len(stay) < len(states):
-                if len(stay) == 0:
-                    return
-                states = [states[i] for i in stay]
-                whole, pairs, at, found = (part.part(stay) for part in (whole, pairs, at, found))
-                barrier, z, usage, room = barrier[stay], z[stay], usage[stay], room[stay]
-            slack = room - (usage @ z[:, :, None])[:, :, 0]
-            at, length = directional.newton(stacks, pairs, at, found, barrier, usage, slack, tight)
+                states, stack, barrier, z = (
+                    [states[i] for i in stay],
+                    stack.part(stay),
+                    barrier[stay],
+                    z[stay],
+                )
+            slack = stack.room - (stack.usage @ z[:, :, None])[:, :, 0]
+            stack.at, length = directional.newton(
+                stacks, stack.pairs, stack.at, stack.found, barrier, stack.usage, slack, tight
+            )
+            stack.found = directional.evaluate(stacks, stack.pairs, stack.at)
             least = np.array([_LAST_BARRIER * self._gap(state) / m for state in states])
             barrier = np.where(length > 0.3, np.maximum(_BARRIER_FALL * barrier, least), barrier)
 
-    def _polish(
-        self,
-        states: list[_State],
-        whole: lifted.Lifted,
-        pairs: directional.Paired,
-        at: directional.Point,
-        found: directional.Evaluation,
-        limits: tuple[FloatArray, FloatArray],
-    ) -> None:
-        """Bounds of the lifted relaxation, from where the directional one ended.
-
-        With few outputs it pays to renew Lambda too; whether it does is tried at the root.
-        """
-        multipliers = directional.multipliers(self.stacks, pairs, at, found)
-        start = lifted.Point(1.0 - at.z, 2.0 * found.score)
-        if self.renewals is not None:
-            self._take_in(states, whole, *self._descended(states, whole, multipliers, start, limits, self.renewals))
+    def _directional(self, states: list[State], stack: _Stack) -> None:
+        """Bounds of the directional relaxation: objective >= psi + score.z - (most score that fits)."""
+        stacks, at, found = self.stacks, stack.at, stack.found
+        if (
+            self.ledger is not None
+        ):  # what is written down is a lifted relaxation: the same bound, said in its terms
+            q = lifted.quadratic(stacks, stack.whole, directional.multipliers(stacks, stack.pairs, at, found))
+            delta, _ = lifted.make_definite(stacks, q, 2.0 * found.score, inside=False)
+            self._take_in(states, stack.whole, q, lifted.Point(1.0 - at.z, delta))
             return
-        values = []
-        for renewals in (0, _RENEWALS):
-            q, point = self._descended(states, whole, multipliers, start, limits, renewals)
-            values.append((float(self._take_in(states, whole, q, point)[0]), renewals))
-        self.renewals = max(values)[1]
+        psi, score, z = stacks.numpy(found.psi), stacks.numpy(found.score), stacks.numpy(at.z)
+        most, if_removed, if_kept, _ = self._most(states, score)
+        values = psi + (score * z).sum(axis=1) - most - self.root.rounding
+        for i, state in enumerate(states):
+            state.update(float(values[i]), if_removed[i], if_kept[i], None, self.cutoff)
 
-    def _descended(
-        self,
-        states: list[_State],
-        whole: lifted.Lifted,
-        multipliers: Array,
-        at: lifted.Point,
-        limits: tuple[FloatArray, FloatArray],
-        renewals: int,
-    ) -> tuple[lifted.Quadratic, lifted.Point]:
-        """Newton steps with falling barriers, after some between which Lambda is renewed."""
-        stacks, tight = self.stacks, self.packing.cardinality_only
+    def _lifted(self, states: list[State], stack: _Stack) -> None:
+        """Bounds of the lifted relaxation, from where the directional one ended, by Newton steps with falling barriers.
+
+        With fewer outputs than rows, Lambda is renewed before.
+        """
+        stacks, at, whole = self.stacks, stack.at, stack.whole
+        multipliers = directional.multipliers(stacks, stack.pairs, at, stack.found)
+        point = lifted.Point(1.0 - at.z, 2.0 * stack.found.score)
+        tight, renewals = self.packing.cardinality_only, _RENEWALS if self.problem.q < self.problem.p else 0
         barrier = np.array([_LIFTED_BARRIER * self._gap(state) / len(state.sub.free) for state in states])
         for turn in range(renewals + 1):
             last = turn == renewals
             q = lifted.quadratic(stacks, whole, multipliers)
-            delta, slack_inverse = lifted.make_definite(stacks, q, at.delta)
-            at = lifted.Point(at.y, delta)
-            for _ in range(_FINAL_STEPS if last else _RENEWAL_STEPS):
-                at, slack_inverse, _ = lifted.newton(stacks, q, at, slack_inverse, barrier, *limits, tight)
-                barrier = barrier * (_FINAL_FALL if last else _RENEWAL_FALL)
+            delta, slack_inverse = lifted.make_definite(stacks, q, point.delta)
+            point = lifted.Point(point.y, delta)
+            for _ in range(_LIFTED_STEPS if last else _RENEWAL_STEPS):
+                point, slack_inverse = lifted.newton(
+                    stacks, q, point, slack_inverse, barrier, stack.usage, stack.room, tight
+                )
+                barrier = barrier * (_LIFTED_FALL if last else _RENEWAL_FALL)
             if not last:
-                best = lifted.best_multipliers(stacks, whole, at, slack_inverse)
+                best = lifted.best_multipliers(stacks, whole, point, slack_inverse)
                 multipliers = multipliers + _DAMPING * (best - multipliers)
-        return q, at
+        self._take_in(states, whole, q, point)
 
-    def _gap(self, state: _State) -> float:
+    def _gap(self, state: State) -> float:
         """What is left to the incumbent at a node, and a little more than nothing."""
         whole = self.best_value - self.problem.base
         return max(self.best_value - state.best, 1e-6 * whole, 1e-300)
@@ -322,30 +335,9 @@ class _Search:
         start, inverse = directional.feasible_start(self.stacks, gram, self.stacks.asarray(np.array(a)))
         return directional.Point(start, self.stacks.asarray(np.array(z)), inverse)
 
-    def _update(
-        self,
-        states: list[_State],
-        whole: lifted.Lifted,
-        pairs: directional.Paired,
-        at: directional.Point,
-        found: directional.Evaluation,
-    ) -> None:
-        """Bounds of the directional relaxation: objective >= psi + score.z - (most score that fits)."""
-        stacks = self.stacks
-        if self.ledger is not None:  # what is written down is a lifted relaxation: the same bound, said in its terms
-            q = lifted.quadratic(stacks, whole, directional.multipliers(stacks, pairs, at, found))
-            delta, _ = lifted.make_definite(stacks, q, 2.0 * found.score, inside=False)
-            self._take_in(states, whole, q, lifted.Point(1.0 - at.z, delta))
-            return
-        psi, score, z = stacks.numpy(found.psi), stacks.numpy(found.score), stacks.numpy(at.z)
-        most, if_removed, if_kept, _ = self._most(states, score)
-        values = psi + (score * z).sum(axis=1) - most - self.root.rounding
-        for i, state in enumerate(states):
-            state.update(float(values[i]), if_removed[i], if_kept[i], None, self.cutoff)
-
     def _take_in(
-        self, states: list[_State], whole: lifted.Lifted, q: lifted.Quadratic, at: lifted.Point
-    ) -> FloatArray:
+        self, states: list[State], whole: lifted.Lifted, q: lifted.Quadratic, at: lifted.Point
+    ) -> None:
         """Bounds of the lifted relaxation: objective >= constant + sum of score over the removed groups."""
         constant, score, delta = lifted.bounds(self.stacks, whole, q, at)
         kept_score = np.maximum(score, 0.0)
@@ -357,16 +349,15 @@ class _Search:
         for i, state in enumerate(states):
             where = None if multipliers is None else Where(y[i], delta[i], multipliers[i], prices[i])
             state.update(float(values[i]), if_removed[i], if_kept[i], where, self.cutoff)
-        return values
 
     def _most(
-        self, states: list[_State], score: FloatArray
+        self, states: list[State], score: FloatArray
     ) -> tuple[FloatArray, FloatArray, FloatArray, list[FloatArray]]:
         return self.packing.most(score, [s.sub.usage for s in states], [s.sub.room for s in states])
 
     # --------------------------------------------------------------------------------------- what comes after
 
-    def _leaves(self, state: _State, a: FloatArray, z: FloatArray) -> bool:
+    def _leaves(self, state: State, a: FloatArray, z: FloatArray) -> bool:
         """Deal with a node that needs no further step; False if it does."""
         node = state.sub.node
         if state.best >= self.cutoff:
@@ -385,7 +376,7 @@ class _Search:
             self._branch(state, warm)
         return True
 
-    def _settle(self, state: _State, warm: Warm) -> None:
+    def _settle(self, state: State, warm: Warm) -> None:
         """Make a node what its bounds have decided: groups fixed, its bound raised."""
         node, free = state.sub.node, state.sub.free
         if state.rulings:
@@ -400,7 +391,7 @@ class _Search:
             (node.kept if ruling.keep else node.removed)[ruling.group] = True
         node.bound, node.warm = state.best, warm
 
-    def _branch(self, state: _State, warm: Warm) -> None:
+    def _branch(self, state: State, warm: Warm) -> None:
         sub = state.sub
         self._offer(self.packing.round(sub.node.kept, sub.free, warm.z))
         weight = np.where(state.keep | state.remove, -1.0, np.minimum(warm.z, 1.0 - warm.z) * sub.gain)
@@ -430,65 +421,6 @@ class _Search:
         value = self.problem.value(self.walk.best_support)
         if value < self.best_value:
             self.best_value, self.best_support = value, self.walk.best_support
-
-
-class _State:
-    """How far the bounding of one node has come.
-
-    Attributes
-    ----------
-    best, best_at
-        The best bound so far and where; `best_at` is None if the bound is inherited, or that of keeping all.
-    last, last_at
-        The latest.
-    rulings : list of Ruling
-        Groups that the bounds have decided; `ruled_out` is the least bound of the choices that are ruled out.
-    """
-
-    def __init__(self, sub: Subproblem, base: float, alone: FloatArray, cutoff: float) -> None:
-        self.sub = sub
-        self.best, self.best_at = sub.node.bound, None
-        if base > self.best:
-            self.best, sub.node.cites = base, ALL_KEPT
-        self.steps, self.progress = 0, math.inf
-        self.keep = np.zeros(len(sub.free), dtype=bool)
-        self.remove = np.zeros(len(sub.free), dtype=bool)
-        self.rulings: list[Ruling] = []
-        self.ruled_out = math.inf
-        self._fix(alone, True, None, cutoff)
-
-    def update(
-        self, bound: float, if_removed: FloatArray, if_kept: FloatArray, where: Where | None, cutoff: float
-    ) -> None:
-        """Take in the bound of a step, and fix what it decides."""
-        self.steps += 1
-        self.progress = (bound - self.best) / max(cutoff - bound, 1e-300) if self.steps > 1 else math.inf
-        self.last, self.last_at = bound, where
-        if bound > self.best:
-            self.best, self.best_at = bound, where
-        self.if_removed, self.if_kept = if_removed, if_kept
-        self._fix(bound + if_removed, True, where, cutoff)
-        self._fix(bound + if_kept, False, where, cutoff)
-
-    def _fix(self, otherwise: FloatArray, keep: bool, where: Where | None, cutoff: float) -> None:
-        """Decide the groups that cannot be decided `otherwise` with a value below the cutoff."""
-        new = (otherwise >= cutoff) & ~(self.keep | self.remove)
-        if new.any():
-            (self.keep if keep else self.remove)[new] = True
-            self.ruled_out = min(self.ruled_out, float(otherwise[new].min()))
-            self.rulings += [Ruling(group, keep, where) for group in self.sub.free[new].tolist()]
-
-    @property
-    def fixable(self) -> bool:
-        """Whether so many groups can be fixed that the node is better made smaller at once."""
-        return len(self.rulings) >= max(1.0, _FIX_EARLY * len(self.keep))
-
-    @property
-    def stalled(self) -> bool:
-        """Whether more steps do not pay."""
-        if self.sub.node.warm is None:
-            return self.steps >= _ROOT_STEPS or (self.steps >= _NODE_STEPS and self.progress < _ROOT_STALL)
-        return self.steps >= _NODE_STEPS or (self.steps >= _LEAST_STEPS and self.progress < _STALL)
 
 
 def _first_walk(problem: Problem, start: BoolArray | None, deadline: Deadline, report: Report) -> Walk:
