@@ -44,7 +44,7 @@ class Relaxation:
     z: FloatArray
     blocks: tuple[FloatArray, ...]
     prices: FloatArray | None
-    lam: FloatArray | None
+    lam: AnyArray | None
 
     @property
     def dual(self) -> bool:
@@ -280,7 +280,10 @@ class ProofTree:
         """
         point = self._point(node, y, "y")
         diagonal = np.array(delta, dtype=np.float64)
-        lam = np.array(multipliers_matrix, dtype=np.float64)
+        single = (
+            getattr(multipliers_matrix, "dtype", None) == np.float32
+        )  # half the memory while the search runs
+        lam = np.array(multipliers_matrix, dtype=np.float32 if single else np.float64)
         self._require(diagonal.shape == point.shape, f"delta needs {len(point)} numbers at node {node}")
         self._require(lam.ndim == 2, "multipliers_matrix must be a matrix")
         finite = bool(np.isfinite(diagonal).all() and np.isfinite(lam).all())
@@ -432,8 +435,8 @@ class ProofTree:
             return np.zeros((0, 0), dtype=np.float32)
         lam = np.concatenate(lams)
         with np.errstate(over="ignore"):
-            single = lam.astype(np.float32)
-        return single if np.array_equal(single, lam) else lam
+            rounded = lam.astype(np.float32)
+        return rounded if np.array_equal(rounded, lam) else lam
 
     def _point(self, node: int, values: FloatArray, name: str) -> FloatArray:
         self._require(0 <= node < self.nodes, f"there is no node {node}")
