@@ -24,7 +24,7 @@ from osscar_opt.formulations.problem import Problem
 
 __all__ = ["Master", "Relaxed", "Solved"]
 
-_TOLERANCE = 1e-9
+_TOLERANCE = 1e-10
 """HiGHS's tolerances of feasibility, dual feasibility and integrality."""
 
 _NEGLIGIBLE = 1e-7

@@ -191,6 +191,8 @@ class _Search:
         bound = self.bound
         written = None
         if self.ledger is not None:
+            for node in self.open:
+                self.ledger.close(node.leaf, node.cites)
             written = self.ledger.certificate(self.best_support, self.best_value, bound)
         return Proposal(
             self.best_support, lower_bound=bound, certificate=written, stats=stats, termination=termination
