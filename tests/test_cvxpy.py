@@ -328,6 +328,17 @@ def test_statuses_of_a_solver_that_is_not_known(
     assert (solution.bound_kind == "claimed") is claimed
 
 
+def test_a_relaxation_that_runs_out_of_time_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: Any, options: Any, **__: Any) -> Any:
+        time.sleep(options["time_limit"])
+        return None, "user_limit"  # cvxpy's word for a limit of time and for one of iterations
+
+    monkeypatch.setattr(method, "run_backend", slow)
+    solution = hard().solve("cvxpy", solver="CLARABEL", time_limit=1.0)
+    assert (solution.termination, solution.bound_kind) == ("time_limit", "none")
+    assert solution.message == "CLARABEL stopped with status 'user_limit'."
+
+
 def test_all_runs_of_scip_share_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """In threads of their own, some sixty runs of SCIP 10.0 crash the process: CppAD, within it, numbers threads."""
     threads = []

@@ -25,6 +25,9 @@ __all__ = ["Cvxpy"]
 _RELAXATIONS = ("relaxation", "sdp")
 _NOTHING_TO_GAIN = 1e-13
 _TIME_FOR_THE_SOLVER = 0.95
+_TIME_LEFT_OVER = 0.1
+"""A solver that leaves less than this part of its time has used it up."""
+
 _UNKNOWN_GAP = 1e-4
 """Relative gap that solvers stop at when not told otherwise; subtracted where a solver's own bound cannot be read."""
 
@@ -100,7 +103,8 @@ class Cvxpy(Solver):
         if deadline.expired():
             return Proposal(walk.best_support, termination=Termination.TIME_LIMIT)
         told, status = backend.run(lambda: _run(name, backend, model, asked))
-        return _Outcome(name, backend, model, told, status).proposal(walk, deadline)
+        in_time = deadline.remaining() >= _TIME_LEFT_OVER * asked.seconds  # both are inf without a limit
+        return _Outcome(name, backend, model, told, status, in_time).proposal(walk)
 
 
 def _run(name: str, backend: Backend, model: CvxpyModel, asked: Asked) -> tuple[Told, str]:
@@ -119,8 +123,9 @@ class _Outcome:
     model: CvxpyModel
     told: Told
     status: str
+    in_time: bool
 
-    def proposal(self, walk: Walk, deadline: Deadline) -> Proposal:
+    def proposal(self, walk: Walk) -> Proposal:
         bound, remark = self._bound()
         if bound is not None:
             bound = max(bound, walk.problem.base)
@@ -139,7 +144,7 @@ class _Outcome:
             walk.record()
             if self.model.form in _RELAXATIONS:
                 walk.descend()
-        termination = self.told.termination or self._termination(deadline)
+        termination = self.told.termination or self._termination()
         if termination is not Termination.COMPLETED and not remark:
             remark = f"{self.name} stopped with status {stats['solver_status']!r}"
         return Proposal(
@@ -159,19 +164,15 @@ class _Outcome:
             return None, ""
         found = float(model.excess.value)
         claimed = model.offset + model.unit * (found - _UNKNOWN_GAP * abs(found)) - allowance
-        return (
-            claimed,
-            f"the bound is the optimal value that {self.name} reports, less {_UNKNOWN_GAP:g} of it",
-        )
+        remark = f"the bound is the optimal value that {self.name} reports, less {_UNKNOWN_GAP:g} of it"
+        return claimed, remark
 
-    def _termination(self, deadline: Deadline) -> Termination:
+    def _termination(self) -> Termination:
         """From cvxpy's status, for solvers that are not asked themselves."""
-        inaccurate = (
-            self.status == "optimal_inaccurate" and self.model.form in _RELAXATIONS
-        )  # enough for a bound
-        if self.status == "optimal" or inaccurate:
+        enough = ("optimal", "optimal_inaccurate") if self.model.form in _RELAXATIONS else ("optimal",)
+        if self.status in enough:
             return Termination.COMPLETED
-        if deadline.remaining() < (1.0 - _TIME_FOR_THE_SOLVER) * 2.0 or deadline.expired():
+        if not self.in_time:
             return Termination.TIME_LIMIT
         return Termination.ITERATION_LIMIT if self.status == "user_limit" else Termination.FAILED
 
