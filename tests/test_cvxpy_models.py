@@ -361,6 +361,10 @@ def test_what_cannot_be_modelled_is_refused_in_a_sentence() -> None:
     large = Problem.from_data(rng.normal(size=(300, 280)), rng.normal(size=(280, 270)), keep=9)
     with pytest.raises(CapabilityError, match="280 rows and 270 outputs is too large"):
         large.to_cvxpy("big_m")
+    with pytest.raises(CapabilityError, match="is too large"):
+        large.solve("cvxpy")  # and not the greedy incumbent under its name
+    few = Problem.from_data(rng.normal(size=(300, 280)), np.ones((280, 270)), keep=9)
+    assert few.to_cvxpy("big_m", value=few.constant).directions.shape == (270, 1)
 
 
 def test_questions_that_a_model_cannot_answer() -> None:

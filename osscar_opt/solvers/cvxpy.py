@@ -11,7 +11,7 @@ import numpy as np
 from osscar_opt._typing import BoolArray
 from osscar_opt.errors import CapabilityError, OptionError, UnavailableError
 from osscar_opt.formulations.models.backend import run_backend
-from osscar_opt.formulations.models.conic import CvxpyModel, Form, cvxpy_model
+from osscar_opt.formulations.models.conic import CvxpyModel, Form, cvxpy_model, require_posable
 from osscar_opt.formulations.models.normal import normal_form
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
@@ -85,6 +85,7 @@ class Cvxpy(Solver):
         backend = _found(name)
         form: Form = backend.default if self.form == "auto" else self.form  # type: ignore[assignment]
         _require_able(name, backend, form)
+        require_posable(problem)
         if backend.admit is not None:
             backend.admit(_columns(problem, form))
         walk = _incumbent(problem, start, deadline, report)

@@ -29,7 +29,7 @@ from osscar_opt.formulations.models.weights import normal_weight_bounds
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.scores import diagonal_scores, ranked_support
 
-__all__ = ["CvxpyModel", "Form", "Split", "cvxpy_model"]
+__all__ = ["CvxpyModel", "Form", "Split", "cvxpy_model", "require_posable"]
 
 Form: TypeAlias = Literal["perspective", "big_m", "relaxation", "sdp"]
 Split: TypeAlias = Literal["auto", "joint", "eigenvalue"]
@@ -260,19 +260,35 @@ def cvxpy_model(
     _require_known(form, split)
     if problem.n == 0:
         raise InputError("this problem has no groups, so there is nothing to model.")
+    require_posable(problem)
     if value is None:
         value = problem.value(ranked_support(problem, diagonal_scores(problem)))
-    normal = normal_form(problem)
-    rows, outputs = normal.optimum.shape
-    if rows**2 * outputs > _MOST_NUMBERS:
-        raise CapabilityError(
-            f"a model of {rows} rows and {outputs} outputs is too large for any solver; use method='search'."
-        )
     if value < problem.base:
         raise InputError(
             f"value = {value!r} is below {problem.base:.9g}, which is what all groups together reach."
         )
-    return _Builder(normal, form, value).build(split)
+    return _Builder(normal_form(problem), form, value).build(split)
+
+
+def require_posable(problem: Problem) -> None:
+    """Refuse problems whose models would be too large for any solver; the work of finding out is small.
+
+    Raises
+    ------
+    CapabilityError
+        If rows^2 times the rank of cross is above twenty million.
+
+    Examples
+    --------
+    >>> require_posable(Problem(np.eye(2), np.ones((2, 1)), keep=1))
+    """
+    rows, outputs = problem.p, min(problem.p, problem.q)
+    if _MOST_NUMBERS < rows**2 * outputs <= 10 * _MOST_NUMBERS:
+        outputs = normal_form(problem).optimum.shape[1]
+    if rows**2 * outputs > _MOST_NUMBERS:
+        raise CapabilityError(
+            f"a model of {rows} rows and {outputs} outputs is too large for any solver; use method='search'."
+        )
 
 
 class _Builder:
