@@ -135,7 +135,7 @@ def test_unknown_options_list_what_there_is() -> None:
         OptionError, match=r"no option 'cont'; did you mean 'count'.*options: count, rate, kind"
     ):
         get_solver(Plugin, {"cont": 3})
-    with pytest.raises(OptionError, match=r"'auto' has no option 'seed'\. Its options: none"):
+    with pytest.raises(OptionError, match=r"'auto' has no option 'seed'\. Its options: certificate"):
         get_solver("auto", {"seed": 3})
     with pytest.raises(OptionError, match="has no option 'name'"):
         get_solver(Plugin, {"name": "other"})

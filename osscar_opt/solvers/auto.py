@@ -33,6 +33,11 @@ class Auto(Solver):
     `exact` itself); else `search` for up to 2048 rows; else `osscar`. Bound, status and termination are those of the
     method picked.
 
+    Parameters
+    ----------
+    certificate : bool
+        Ask the method for a certificate if it is one that proves; the others have none.
+
     Examples
     --------
     >>> import numpy as np
@@ -44,11 +49,12 @@ class Auto(Solver):
 
     name: ClassVar[str] = "auto"
     proves: ClassVar[bool] = True
+    certificate: bool = False
 
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
     ) -> Proposal:
-        picked, reason = _pick(problem)
+        picked, reason = _pick(problem, self.certificate)
         proposal = picked.propose(problem, start=start, deadline=deadline, report=report)
         return dataclasses.replace(
             proposal,
@@ -57,9 +63,9 @@ class Auto(Solver):
         )
 
 
-def _pick(problem: Problem) -> tuple[Solver, str]:
+def _pick(problem: Problem, certificate: bool) -> tuple[Solver, str]:
     """The first of the preferences that is installed and handles the problem."""
-    for name, options, reason in _preferences(problem):
+    for name, options, reason in _preferences(problem, {"certificate": certificate} if certificate else {}):
         try:
             found = solver_class(name)
         except UnavailableError:
@@ -69,10 +75,10 @@ def _pick(problem: Problem) -> tuple[Solver, str]:
     raise CapabilityError("no method handles this problem as it stands; leave presolve on.")
 
 
-def _preferences(problem: Problem) -> Iterator[tuple[str, dict[str, Any], str]]:
+def _preferences(problem: Problem, proof: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     subsets, p, n = problem.limits.supports, problem.p, problem.n
     if subsets <= _SUBSETS_ENUMERATED:
-        yield "exhaustive", {}, f"there are only {subsets} supports to enumerate"
+        yield "exhaustive", proof, f"there are only {subsets} supports to enumerate"
     if p <= _ROWS_PROVED or (n <= _GROUPS_PROVED and p <= _ROWS_OF_GROUPS_PROVED):
         nodes = max(100, int(_WORK_OF_NODES / p**3))
         yield (
