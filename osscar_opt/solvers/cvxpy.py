@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -103,9 +104,11 @@ class Cvxpy(Solver):
         )
         if deadline.expired():
             return Proposal(walk.best_support, termination=Termination.TIME_LIMIT)
+        began = time.monotonic()
         told, status = backend.run(lambda: _run(name, backend, model, asked))
         in_time = deadline.remaining() >= _TIME_LEFT_OVER * asked.seconds  # both are inf without a limit
-        return _Outcome(name, backend, model, told, status, in_time).proposal(walk)
+        seconds = time.monotonic() - began
+        return _Outcome(name, backend, model, told, status, seconds, in_time).proposal(walk)
 
 
 def _run(name: str, backend: Backend, model: CvxpyModel, asked: Asked) -> tuple[Told, str]:
@@ -124,6 +127,7 @@ class _Outcome:
     model: CvxpyModel
     told: Told
     status: str
+    seconds: float  # of cvxpy's compilation and the solver
     in_time: bool
 
     def proposal(self, walk: Walk) -> Proposal:
@@ -134,6 +138,7 @@ class _Outcome:
             "solver": self.name,
             "form": self.model.form,
             "solver_status": self.told.status or self.status,
+            "solver_seconds": self.seconds,
         }
         if self.told.nodes is not None:
             stats["nodes"] = self.told.nodes
