@@ -20,7 +20,7 @@ METHODS = [
     for info in solvers()
     if info.available
     and info.source.startswith("osscar_opt.")
-    and info.name not in ("cvxpy", "highs")  # they may take hours on some of these, and have tests of their own
+    and info.name not in ("cvxpy", "highs")  # hours on some of these; they have tests of their own
 ]
 REFITTED = [name for name in METHODS if name != "magnitude"]
 REAL = sorted((Path(__file__).parent / "data").glob("*.safetensors"))

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from osscar_opt.cli import files, models, solving
+from osscar_opt.cli import bounds, files, models, solving
 from osscar_opt.cli._console import GuardedGroup, print_version
 
 __all__ = ["app", "main"]
@@ -40,6 +40,7 @@ def _root(
 
 app.command()(solving.solve)
 app.command()(solving.path)
+app.command()(bounds.bound)
 app.command()(solving.verify)
 app.command()(solving.solvers)
 app.command()(files.info)

@@ -59,7 +59,7 @@ def solve(
     require_writable(certificate)
     asked = [] if certificate is None else ["certificate=yes"]
     options = parse_options(method, [*(option or ()), *asked], seed)
-    problem = _limited(_read(file), keep, sparsity)
+    problem = _limited(read_instance(file), keep, sparsity)
     solution = problem.solve(method, time_limit=time_limit, **options)
     if output is not None:
         solution.save(output)
@@ -104,7 +104,7 @@ def path(
     from osscar_opt.cli._options import parse_options
 
     options = parse_options(method, option or ())
-    found = _read(file).path(method, **options)
+    found = read_instance(file).path(method, **options)
     if json:
         print_json(
             {
@@ -152,7 +152,7 @@ def verify(
 def _verify_certificate(path: Path, instance: Path | None, json: bool) -> None:
     from osscar_opt.certificates import check
 
-    problem = None if instance is None else _read(instance)
+    problem = None if instance is None else read_instance(instance)
     with patience(f"Checking {path}"):
         report = check(path, problem)
     if json:
@@ -169,7 +169,7 @@ def _verify_certificate(path: Path, instance: Path | None, json: bool) -> None:
 def _verify_solution(file: Path, solution: Path, json: bool) -> None:
     from osscar_opt.instances import load_solution
 
-    found = load_solution(solution, _read(file))
+    found = load_solution(solution, read_instance(file))
     with patience(f"Checking {solution}"):
         found.verify()
     if json:
@@ -195,7 +195,8 @@ def solvers(
         _print_solver(chosen[0])
 
 
-def _read(file: Path) -> Problem:
+def read_instance(file: Path) -> Problem:
+    """Read an instance file, and say so if that takes long."""
     from osscar_opt.instances import load
 
     with patience(f"Reading {file}"):

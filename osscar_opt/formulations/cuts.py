@@ -38,8 +38,13 @@ from osscar_opt.formulations.problem import Problem
 
 __all__ = ["Cuts", "Separator", "Terms"]
 
-_OPERATIONS = 4e9
-"""Floating-point operations that one Newton step over all terms may take; decides how many terms there are."""
+_STEP_OPERATIONS = 5e8
+_OPERATIONS, _CORNER_OPERATIONS = 4e9, 1e9
+"""Floating-point operations that one Newton step for every D may take, and all steps for a fractional point, or a corner.
+
+The first decides how many terms share a D."""
+
+_MOST_TERMS = 256
 
 _NEWTON_STEPS = 40
 
@@ -117,33 +122,40 @@ class Cuts:
         )
 
 
-class _Shape(NamedTuple):
-    """Of every term's perspective function at its point: the value, w - W and W for the W of the cut there."""
+class _Stack(NamedTuple):
+    """Columns of terms, those that share a D side by side: (K, p, r), padded by zeros, and which terms they are of."""
 
-    value: FloatArray  # (T,)
-    gone: FloatArray  # (T, p, r)
-    left: FloatArray  # (T, p, r)
-    system: FloatArray  # (T, p, p): inv(I + r inv(H) r), r = (Dx)^1/2
+    columns: FloatArray  # (K, p, r)
+    term: IntArray  # (K, r), -1 for padding
+
+
+class _Shape(NamedTuple):
+    """Of perspective functions, each at its point: the values, w - W and W for the W of the cut there."""
+
+    value: FloatArray  # (K,)
+    gone: FloatArray  # (K, p, r)
+    left: FloatArray  # (K, p, r)
+    system: FloatArray  # (K, p, p): inv(I + r inv(H) r), r = (Dx)^1/2
 
 
 class Terms:
-    """The loss of a problem's supports as a sum of T terms, and cuts for each.
+    """The loss of a problem's supports as a sum of T terms, one for each group, and cuts for each.
 
-    All is written in coordinates in which every group's block of inv(H) is the identity; D is diagonal in these. Points
-    z are (n,), the same for all terms, or (T, n).
+    All is written in coordinates in which every group's block of inv(H) is the identity; D is diagonal in these. Terms
+    may have to share a D, C of them altogether: one Newton step for a D takes time that grows like p^3.
 
     Parameters
     ----------
     problem : Problem
-    most : int, optional
-        Terms at most; by default as many as are affordable, up to one for each row.
+    matrices : int, optional
+        Of D at most; by default as many as are affordable.
 
     Attributes
     ----------
     n : int
         Number of groups.
-    weights : (T, p, r) array
-        The terms w_t over the live rows; padded by zero columns where they differ in number.
+    count : int
+        Number of terms, T: n, or 256 if there are more groups, or 1 if the outputs have one direction only.
 
     Examples
     --------
@@ -154,34 +166,42 @@ class Terms:
     True
     """
 
-    def __init__(self, problem: Problem, most: int | None = None) -> None:
+    def __init__(self, problem: Problem, matrices: int | None = None) -> None:
         live = np.flatnonzero(problem.live_rows)
         self.n = problem.n
-        self.group_of_row = problem.groups.group_of_row[live]
+        self._group_of_row = problem.groups.group_of_row[live]
+        self._members = np.equal(self._group_of_row, np.arange(self.n)[:, None]).astype(np.float64)
         scale = 1.0 / np.sqrt(problem.gram.diagonal()[live])
         gram = problem.gram[np.ix_(live, live)] * scale[:, None] * scale
         inverse = _symmetric(np.linalg.inv(gram))
         change = np.zeros(gram.shape)  # old coordinates = change @ new ones
-        for group in np.unique(self.group_of_row):
-            rows = np.flatnonzero(self.group_of_row == group)
+        for group in np.unique(self._group_of_row):
+            rows = np.flatnonzero(self._group_of_row == group)
             block = np.ix_(rows, rows)
             change[block] = np.linalg.cholesky(inverse[block])
-        self.gram = _symmetric(change.T @ gram @ change)
-        self.inverse = _symmetric(np.linalg.inv(self.gram))
-        optimum = np.linalg.solve(change, problem.optimum[live] / scale[:, None])
-        self.weights = _split(optimum, self.group_of_row, self._affordable(most))
+        self._gram = _symmetric(change.T @ gram @ change)
+        self._inverse = _symmetric(np.linalg.inv(self._gram))
+        root, term = _root(
+            np.linalg.solve(change, problem.optimum[live] / scale[:, None]), self._group_of_row
+        )
+        self.count = int(term.max(initial=0)) + 1
+        self._work = 6.0 * max(len(live), 1) ** 3  # of a Newton step for one D
+        wanted = int(_STEP_OPERATIONS / self._work) if matrices is None else matrices
+        self._shared_by = np.arange(self.count) * max(1, min(self.count, wanted)) // self.count
+        self._shared = _stacked(root, term, self._shared_by[term])
+        self._single = _stacked(root, term, term)
 
     def losses(self, support: BoolArray) -> FloatArray:
-        """(T,) what each term loses on a support.
+        """What each term loses on a support, shape (T,).
 
         Examples
         --------
         >>> float(Terms(Problem(np.eye(2), [[1.0], [2.0]])).losses(np.array([True, False])).sum())
         2.0
         """
-        gone = np.flatnonzero(~np.asarray(support, dtype=bool)[self.group_of_row])
-        removed = self.weights[:, gone]
-        fitted = np.linalg.solve(self.inverse[np.ix_(gone, gone)], removed)
+        gone = np.flatnonzero(~np.asarray(support, dtype=bool)[self._group_of_row])
+        removed = self._single.columns[:, gone]
+        fitted = np.linalg.solve(self._inverse[np.ix_(gone, gone)], removed)
         return 0.5 * np.asarray((removed * fitted).sum(axis=(1, 2)))
 
     def tightened(
@@ -190,20 +210,23 @@ class Terms:
         start: FloatArray | None = None,
         *,
         barrier: float = 1e-4,
+        operations: float = _OPERATIONS,
         stop: Callable[[], bool] = lambda: False,
     ) -> FloatArray:
-        """(T, p) for every term the D that makes phi_D(z) nearly as large as any.
+        """(C, p) the matrices D that make phi_D(z) nearly as large as any.
 
         Newton's method on phi_D(z) + mu (log det(H - D) + log det D) for falling mu.
 
         Parameters
         ----------
         z : (n,) or (T, n) array
-            In [0, 1].
-        start : (T, p) array, optional
+            In [0, 1]; the latter only where terms do not share.
+        start : (C, p) array, optional
             An earlier result.
         barrier : float, optional
             The last mu, relative to the value of the term.
+        operations : float, optional
+            Steps are limited to those that take so many floating-point operations, about.
         stop : callable, optional
             Asked before every step whether to leave it at that.
 
@@ -216,11 +239,11 @@ class Terms:
         d = self._scaled_start if start is None else (1.0 - _BACK) * start + _BACK * self._scaled_start
         if not d.size:
             return d
-        x = self._inverse_less_one(z, _SMALLEST_Z)
-        value = self._shape(d, x).value
+        x = self._inverse_less_one(z, len(d), _SMALLEST_Z)
+        value = self._shape(self._shared, d, x).value
         unit = np.maximum(value, _FLAT * value.max()) / d.shape[1] if value.any() else np.ones(len(d))
         mu = max(1e-2, barrier)
-        for _ in range(_NEWTON_STEPS):
+        for _ in range(int(np.clip(operations / (len(d) * self._work), 3, _NEWTON_STEPS))):
             if stop():
                 break
             step, length = self._newton(d, x, mu * unit)
@@ -240,9 +263,9 @@ class Terms:
         Parameters
         ----------
         z : (n,) or (T, n) array
-            In [0, 1].
-        d : (T, p) array, optional
-            By default what `tightened` makes of z.
+            In [0, 1]: the same point for all terms, or one for each.
+        d : (C, p) array, optional
+            By default what `tightened` makes of z, or of the mean of the points.
 
         Examples
         --------
@@ -250,18 +273,24 @@ class Terms:
         >>> round(float(cuts.at(np.array([1.0, 0.0])).sum()), 9)
         0.5
         """
-        d, sure = self._surely_feasible(self.tightened(z) if d is None else d)
-        shape = self._shape(d, self._inverse_less_one(z, _AT_REST))
-        pull = self.gram @ shape.gone
-        doubt = 4.0 * d.shape[1] * _EPS * (abs(self.gram) @ abs(shape.gone))
+        d, sure = self._surely_feasible(
+            self.tightened(z.reshape(-1, self.n).mean(axis=0)) if d is None else d
+        )
+        stack = self._shared
+        if z.ndim == 2:
+            stack, d = self._single, d[self._shared_by]
+        shape = self._shape(stack, d, self._inverse_less_one(z, len(d), _AT_REST))
+        pull = self._gram @ shape.gone
+        doubt = 4.0 * d.shape[1] * _EPS * (abs(self._gram) @ abs(shape.gone))
         rest = abs(pull + d[:, :, None] * shape.left) + doubt
-        slopes = np.zeros((len(d), self.n))
-        np.add.at(slopes.T, self.group_of_row, (0.5 * (rest * rest).sum(axis=2) / d).T)
-        size = abs(self.weights) + abs(shape.gone)
-        own = 0.5 * d[:, :, None] * shape.left**2
-        level = pull * (self.weights - 0.5 * shape.gone) + (1.0 - 8.0 * _EPS) * own - doubt * size
-        level = np.maximum(level.sum(axis=(1, 2)), 0.0)
-        return Cuts(np.flatnonzero(sure), level[sure], np.minimum(slopes, level[:, None])[sure])
+        slopes = self._by_term(self._members @ (0.5 * rest * rest / d[:, :, None]), stack)
+        own = (0.5 - 4.0 * _EPS) * d[:, :, None] * shape.left**2
+        level = (
+            pull * (stack.columns - 0.5 * shape.gone) + own - doubt * (abs(stack.columns) + abs(shape.gone))
+        )
+        level = np.maximum(self._by_term(level.sum(axis=1, keepdims=True), stack)[:, 0], 0.0)
+        chosen = np.flatnonzero(sure[self._shared_by])
+        return Cuts(chosen, level[chosen], np.minimum(slopes, level[:, None])[chosen])
 
     def bent_points(self, cuts: Cuts, z: FloatArray) -> FloatArray:
         """(T, n) the points at which cuts should touch phi_D to be high at z, their slopes lowered where these are.
@@ -280,39 +309,57 @@ class Terms:
         array([[0., 1.],
                [1., 0.]])
         """
-        points = np.tile(z, (len(self.weights), 1))
+        points = np.tile(z, (self.count, 1))
         lowered = cuts.slopes >= _NEARLY * cuts.level[:, None]
         rest = np.maximum(1.0 - (lowered * z).sum(axis=1), _LEAST_REST)
         points[cuts.term] = np.where(lowered, 0.0, np.minimum(1.0, z / rest[:, None]))
         return points
 
+    @property
+    def share(self) -> bool:
+        """Whether terms share a D.
+
+        Examples
+        --------
+        >>> Terms(Problem(np.eye(2), np.eye(2)), matrices=1).share
+        True
+        """
+        return len(self._shared.columns) < self.count
+
     @cached_property
     def _scaled_start(self) -> FloatArray:
-        """0.7 of the largest multiple of the identity that is below H, for every term."""
-        largest = np.linalg.eigvalsh(self.inverse)[-1] if self.inverse.size else 1.0
-        return np.full(self.weights.shape[:2], 0.7 / largest)
+        """0.7 of the largest multiple of the identity that is below H."""
+        largest = np.linalg.eigvalsh(self._inverse)[-1] if self._inverse.size else 1.0
+        return np.full(self._shared.columns.shape[:2], 0.7 / largest)
 
-    def _inverse_less_one(self, z: FloatArray, least: float) -> FloatArray:
-        """(T, p) of 1/z - 1 for every row."""
-        points = np.broadcast_to(np.clip(z, least, 1.0), (len(self.weights), self.n))
-        return 1.0 / points[:, self.group_of_row] - 1.0
+    def _by_term(self, by_column: FloatArray, stack: _Stack) -> FloatArray:
+        """(T, m) sums over the columns of each term, from (K, m, r)."""
+        total = np.zeros((self.count, by_column.shape[1]))
+        real = stack.term >= 0
+        np.add.at(total, stack.term[real], by_column.swapaxes(1, 2)[real])
+        return total
 
-    def _shape(self, d: FloatArray, x: FloatArray) -> _Shape:
+    def _inverse_less_one(self, z: FloatArray, times: int, least: float) -> FloatArray:
+        """(times, p) of 1/z - 1 for every row."""
+        points = np.broadcast_to(np.clip(z, least, 1.0), (times, self.n))
+        return 1.0 / points[:, self._group_of_row] - 1.0
+
+    def _shape(self, stack: _Stack, d: FloatArray, x: FloatArray) -> _Shape:
         """With r = (Dx)^1/2: w - W = inv(H) r inv(I + r inv(H) r) r w."""
         root = np.sqrt(d * x)
         system: Any = np.linalg.inv(np.eye(d.shape[1]) + self._between(root))
-        dual = root[:, :, None] * (system @ (root[:, :, None] * self.weights))
-        gone = self.inverse @ dual
-        return _Shape(0.5 * (self.weights * dual).sum(axis=(1, 2)), gone, self.weights - gone, system)
+        dual = root[:, :, None] * (system @ (root[:, :, None] * stack.columns))
+        gone = self._inverse @ dual
+        return _Shape(0.5 * (stack.columns * dual).sum(axis=(1, 2)), gone, stack.columns - gone, system)
 
     def _newton(self, d: FloatArray, x: FloatArray, mu: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """One step for every term, relative to D, and how far to go: short of the boundary, by the step's norm there.
+        """One step for every D, relative to it, and how far to go: short of the boundary, by the step's norm there.
 
         All is written with inv(H), whose diagonal is 1: D^1/2 inv(H - D) D^1/2 = inv(I - D^1/2 inv(H) D^1/2) - I.
         """
         identity = np.eye(d.shape[1])
         weight = mu[:, None]
-        shape = self._shape(d, x)
+        shape = self._shape(self._shared, d, x)
         pulled = np.sqrt(d * x)[:, :, None] * shape.left
         wall = np.linalg.inv(identity - self._between(np.sqrt(d))) - identity
         gradient = 0.5 * (pulled * pulled).sum(axis=2) + weight * (1.0 - np.diagonal(wall, axis1=1, axis2=2))
@@ -325,11 +372,11 @@ class Terms:
         return step, np.minimum(1.0, 0.95 / np.maximum(reach, 1e-12))
 
     def _between(self, diagonals: FloatArray) -> FloatArray:
-        """(T, p, p) diag inv(H) diag."""
-        return np.asarray(diagonals[:, :, None] * self.inverse * diagonals[:, None, :])
+        """(K, p, p) diag inv(H) diag."""
+        return np.asarray(diagonals[:, :, None] * self._inverse * diagonals[:, None, :])
 
     def _surely_feasible(self, d: FloatArray) -> tuple[FloatArray, BoolArray]:
-        """D, halved where need be, and (T,) whether H - D is then positive semidefinite beyond doubt."""
+        """D, halved where need be, and (C,) whether H - D is then positive semidefinite beyond doubt."""
         sure = self._feasible(d)
         if not sure.all():
             d = np.where(sure[:, None], d, 0.5 * d)
@@ -337,17 +384,12 @@ class Terms:
         return d, sure
 
     def _feasible(self, d: FloatArray) -> BoolArray:
-        """(T,) whether H - D is positive definite by more than the rounding of its eigenvalues."""
+        """(C,) whether H - D is positive definite by more than the rounding of its eigenvalues."""
         if not d.size:
             return np.zeros(len(d), dtype=bool)
-        doubt = 16.0 * d.shape[1] * _EPS * np.max(self.gram.diagonal())  # inv(H) itself is no better known
+        doubt = 16.0 * d.shape[1] * _EPS * np.max(self._gram.diagonal())  # inv(H) itself is no better known
         inside = np.eye(d.shape[1]) - self._between(np.sqrt(np.maximum(d, 0.0)))
         return np.asarray((d.min(axis=1) > 0.0) & (np.linalg.eigvalsh(inside)[:, 0] > doubt))
-
-    def _affordable(self, most: int | None) -> int:
-        rows = len(self.group_of_row)
-        wanted = int(_OPERATIONS / (6.0 * max(rows, 1) ** 3)) if most is None else most
-        return max(1, min(rows, wanted))
 
 
 class Separator:
@@ -380,10 +422,12 @@ class Separator:
         >>> len(Separator(Terms(problem)).inside(np.array([0.5, 0.5])).level)
         4
         """
-        straight = self._terms.cuts_at(np.maximum(z, _SMALLEST_Z), self._tightened(z))
+        d = self._tightened(z)
+        straight = self._terms.cuts_at(np.maximum(z, _SMALLEST_Z), d)
         points = self._terms.bent_points(straight, z)
-        bent = self._terms.cuts_at(np.maximum(points, _SMALLEST_Z), self._tightened(points))
-        return straight.with_more(bent)
+        if not self._terms.share:
+            d = self._tightened(points)
+        return straight.with_more(self._terms.cuts_at(np.maximum(points, _SMALLEST_Z), d))
 
     def corner(self, support: BoolArray) -> Cuts:
         """Cuts that touch the loss at a support, and others that touch further inside.
@@ -398,32 +442,40 @@ class Separator:
         cuts = []
         for inward in _INWARD:
             point = np.clip(at, inward, 1.0 - 0.5 * inward)
-            d = self._tightened(point, barrier=_COARSE)
+            d = self._tightened(point, barrier=_COARSE, operations=_CORNER_OPERATIONS)
             cuts.append(self._terms.cuts_at(at, d).with_more(self._terms.cuts_at(point, d)))
         return cuts[0].with_more(cuts[1])
 
-    def _tightened(self, z: FloatArray, barrier: float = _FINE) -> FloatArray:
-        self._last = self._terms.tightened(z, self._last, barrier=barrier, stop=self._stop)
+    def _tightened(
+        self, z: FloatArray, barrier: float = _FINE, operations: float = _OPERATIONS
+    ) -> FloatArray:
+        self._last = self._terms.tightened(
+            z, self._last, barrier=barrier, operations=operations, stop=self._stop
+        )
         return self._last
 
 
-def _split(optimum: Any, group_of_row: IntArray, most: int) -> FloatArray:
-    """(T, p, r) the columns of the symmetric root of W* W*': one by one, or those of a group or of several together."""
-    rows = len(optimum)
+def _root(optimum: Any, group_of_row: IntArray) -> tuple[FloatArray, IntArray]:
+    """The symmetric root of W* W*', and the term of each of its columns: that of its group, or of several groups."""
     left, values, _ = np.linalg.svd(optimum, full_matrices=False)
-    if np.count_nonzero(values > _EPS * rows * np.max(values, initial=0.0)) <= 1:
-        return np.asarray((left * values)[None, :, :1])  # one direction cannot be split
-    root = (left * values) @ left.T
-    part = np.arange(rows)
-    if most < rows:
-        part = np.unique(group_of_row, return_inverse=True)[1]
-        groups = part.max() + 1
-        part = part if groups <= most else part * most // groups
-    columns = [np.flatnonzero(part == t) for t in range(part.max(initial=-1) + 1)]
-    weights = np.zeros((len(columns), rows, max((len(c) for c in columns), default=0)))
-    for t, chosen in enumerate(columns):
-        weights[t, :, : len(chosen)] = root[:, chosen]
-    return weights
+    if np.count_nonzero(values > _EPS * len(optimum) * np.max(values, initial=0.0)) <= 1:
+        return np.asarray((left * values)[:, :1]), np.zeros(min(1, len(optimum)), dtype=np.int64)
+    term = np.unique(group_of_row, return_inverse=True)[1]
+    groups = int(term.max()) + 1
+    return np.asarray(
+        (left * values) @ left.T
+    ), term if groups <= _MOST_TERMS else term * _MOST_TERMS // groups
+
+
+def _stacked(columns: FloatArray, term: IntArray, place: IntArray) -> _Stack:
+    """Columns of the same place side by side; places are 0, 1, ..."""
+    members = [np.flatnonzero(place == k) for k in range(int(place.max(initial=0)) + 1)]
+    widest = max(len(chosen) for chosen in members)
+    stacked, terms = np.zeros((len(members), len(columns), widest)), np.full((len(members), widest), -1)
+    for k, chosen in enumerate(members):
+        stacked[k, :, : len(chosen)] = columns[:, chosen]
+        terms[k, : len(chosen)] = term[chosen]
+    return _Stack(stacked, terms)
 
 
 def _symmetric(matrix: Any) -> FloatArray:

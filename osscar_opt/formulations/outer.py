@@ -24,7 +24,7 @@ from osscar_opt.formulations.problem import Problem
 
 __all__ = ["Master", "Relaxed", "Solved"]
 
-_TOLERANCE = 1e-10
+_TOLERANCE = 1e-9
 """HiGHS's tolerances of feasibility, dual feasibility and integrality."""
 
 _NEGLIGIBLE = 1e-7
@@ -154,7 +154,7 @@ class Master:
         on_bound: Callable[[float], object] = lambda bound: None,
     ) -> None:
         self._problem, self.scale = problem, scale
-        self._n, self._terms = problem.n, len(terms.weights)
+        self._n, self._terms = problem.n, terms.count
         self._stop, self._on_bound = stop, on_bound
         self._raised: BaseException | None = None
         self._solving = False

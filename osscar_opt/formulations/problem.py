@@ -33,6 +33,7 @@ from osscar_opt.linalg.factor import factor, product
 if TYPE_CHECKING:
     import os
 
+    from osscar_opt.formulations.lower_bound import LowerBound
     from osscar_opt.formulations.models.conic import CvxpyModel, Form
     from osscar_opt.formulations.path import Path
     from osscar_opt.formulations.solution import Solution
@@ -649,6 +650,34 @@ class Problem:
         from osscar_opt.formulations.models.conic import cvxpy_model
 
         return cvxpy_model(self, form, **options)
+
+    def to_mps(self, path: str | os.PathLike[str], *, rounds: int = 10) -> None:
+        """Write a linear outer approximation to a .mps or .lp file; see `osscar_opt.formulations.export.to_mps`.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Problem(np.eye(2), [[1.0], [2.0]], keep=1).to_mps(os.path.join(folder, "layer.lp"))
+        """
+        from osscar_opt.formulations.export import to_mps
+
+        to_mps(self, path, rounds=rounds)
+
+    def lower_bound(self, time_limit: float | None = 60.0, **options: Any) -> LowerBound:
+        """Bound the value of every feasible support from below, also for layers too large to be solved exactly.
+
+        See `osscar_opt.formulations.lower_bound.lower_bound` for the arguments.
+
+        Examples
+        --------
+        >>> problem = Problem(np.eye(3), [[1.0], [3.0], [2.0]], keep=2)
+        >>> problem.lower_bound(time_limit=5).value <= problem.solve("search").objective
+        True
+        """
+        from osscar_opt.formulations.lower_bound import lower_bound
+
+        return lower_bound(self, time_limit, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the instance to a .safetensors file, to be read by `osscar_opt.load`.

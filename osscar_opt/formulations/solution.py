@@ -217,6 +217,35 @@ class Solution:
         """
         return self.problem.hash
 
+    def certify(self, time_limit: float | None = 60.0, **options: Any) -> Solution:
+        """Return the same solution with a lower bound that the certificates' checker has verified.
+
+        Whatever method found it: the bound is that of `Problem.lower_bound`, the better of the two if there is one
+        already, and so the gap is proven.
+
+        Parameters
+        ----------
+        time_limit : float, optional
+            Seconds for the bound; its check comes on top.
+        **options
+            Of `osscar_opt.formulations.lower_bound.lower_bound`.
+
+        Raises
+        ------
+        SolverError
+            If the checker does not accept the proof.
+
+        Examples
+        --------
+        >>> from osscar_opt import Problem
+        >>> rough = Problem(np.eye(3), [[1.0], [3.0], [2.0]], keep=2).solve("greedy")
+        >>> rough.bound_kind.value, rough.certify(time_limit=5).bound_kind.value
+        ('none', 'certified')
+        """
+        from osscar_opt.formulations.lower_bound import certified
+
+        return certified(self, time_limit, **options)
+
     def verify(self) -> None:
         """Recompute everything that can be recomputed.
 

@@ -49,8 +49,8 @@ class Highs(Solver):
 
     Parameters
     ----------
-    terms : int
-        Terms at most; 0 for as many as are affordable.
+    matrices : int
+        Matrices D at most, which terms have to share; 0 for as many as are affordable.
     relaxations : int
         Rounds of the linear relaxation at most.
     rounds : int
@@ -71,7 +71,7 @@ class Highs(Solver):
     proves: ClassVar[bool] = True
     handles: ClassVar[frozenset[str]] = frozenset({"budget", "blocks", "unequal_groups", "forced"})
     requires: ClassVar[tuple[str, ...]] = ("highspy",)
-    terms: int = field(default=0, metadata={"least": 0})
+    matrices: int = field(default=0, metadata={"least": 0})
     relaxations: int = field(default=30, metadata={"least": 0})
     rounds: int = field(default=1000, metadata={"least": 0})
     descent: int = field(default=12, metadata={"least": 0})
@@ -133,11 +133,11 @@ class _Search:
         """Set up the outer approximation, with cuts about the best support."""
         from osscar_opt.formulations.outer import Master
 
-        terms = Terms(self._problem, self._options.terms or None)
+        terms = Terms(self._problem, self._options.matrices or None)
         stop = self._deadline.expired
         self._terms, self._separator = terms, Separator(terms, stop)
         self._master = Master(self._problem, terms, self._lost(), stop=stop, on_bound=self._raise_bound)
-        self._stats["terms"] = len(terms.weights)
+        self._stats["terms"] = terms.count
         self._visit(self._walk.best_support)
 
     def relax(self) -> None:
