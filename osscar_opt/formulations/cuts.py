@@ -40,7 +40,7 @@ __all__ = ["Cuts", "Separator", "Terms"]
 
 _STEP_OPERATIONS = 5e8
 _OPERATIONS, _CORNER_OPERATIONS = 4e9, 1e9
-"""Floating-point operations that one Newton step for every D may take, and all steps for a fractional point, or a corner.
+"""Floating-point operations that one Newton step for every D may take, and all steps for a fractional point or corner.
 
 The first decides how many terms share a D."""
 
