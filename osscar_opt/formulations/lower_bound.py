@@ -264,7 +264,8 @@ class _Search:
     @property
     def value(self) -> float:
         """The bound so far."""
-        return self.presolved.problem.base + (0.0 if self.best is None else max(self.best.value, 0.0))
+        gained = 0.0 if self.best is None else max(self.best.value, 0.0)
+        return float(self.presolved.problem.base + gained)
 
     def run(self) -> None:
         """Take steps until the time is up, or the bound no longer rises."""
