@@ -17,11 +17,11 @@ whose minimum over the feasible supports is a matter of sorting:
 
     LB = base - 1/2 ybar' P ybar + sum_g score_g - max over feasible S of sum_{g in S} max(0, score_g).
 
-**It dominates.** The perspective bound LB(D, W) at the best W for some z is this bound with Lambda = R = D W / z, ybar =
-1 - z and delta_g = tr(R_g' inv(D_g) R_g) = 2 score_g: that delta is allowed because inv(D) - M is positive semidefinite and so
-is its Hadamard product with R R' (Schur). The same holds when the outputs are split among several D. But delta is then
-far from the best: Q is the Hadamard product of M with Lambda Lambda', and with many outputs the signs of the two have little
-to do with each other. So Q is nearly diagonal, and delta near to its diagonal is feasible, where D < H forces the D
+**It dominates.** The perspective bound LB(D, W) at the best W for some z is this bound with Lambda = R = D W / z,
+ybar = 1 - z and delta_g = tr(R_g' inv(D_g) R_g) = 2 score_g: that delta is allowed because inv(D) - M is positive
+semidefinite and so is its Hadamard product with R R' (Schur). The same holds when the outputs are split among several
+D. But delta is then far from the best: Q is the Hadamard product of M with Lambda Lambda', and with many outputs the
+signs of the two have little to do with each other. So Q is nearly diagonal, and delta near to its diagonal is feasible, where D < H forces the D
 of a perspective bound down to the small eigenvalues of H.
 
 This is reference code, clear rather than fast, and no rounding taken care of; `lower_bound` maximises the same

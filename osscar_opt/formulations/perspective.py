@@ -19,8 +19,8 @@ groups. With W as above, R = D W / z and score = -dphi/dz: the tangent.
 This is reference code, clear rather than fast: one Cholesky factorisation a call, and no rounding taken care of. The
 bound of `osscar_opt.formulations.lifted` is never below it, and is the one that `lower_bound` maximises.
 
-Perspective of separable quadratics: Frangioni and Gentile, Math. Program. 106 (2006); the best D: Dong, Chen and Linderoth
-(2015), Zheng, Sun and Li (2014).
+Perspective of separable quadratics: Frangioni and Gentile, Math. Program. 106 (2006); the best D: Dong, Chen and
+Linderoth (2015), Zheng, Sun and Li (2014).
 """
 
 from __future__ import annotations
