@@ -21,8 +21,8 @@ whose minimum over the feasible supports is a matter of sorting:
 ybar = 1 - z and delta_g = tr(R_g' inv(D_g) R_g) = 2 score_g: that delta is allowed because inv(D) - M is positive
 semidefinite and so is its Hadamard product with R R' (Schur). The same holds when the outputs are split among several
 D. But delta is then far from the best: Q is the Hadamard product of M with Lambda Lambda', and with many outputs the
-signs of the two have little to do with each other. So Q is nearly diagonal, and delta near to its diagonal is feasible, where D < H forces the D
-of a perspective bound down to the small eigenvalues of H.
+signs of the two have little to do with each other. So Q is nearly diagonal, and delta near to its diagonal is
+feasible, where D < H forces the D of a perspective bound down to the small eigenvalues of H.
 
 This is reference code, clear rather than fast, and no rounding taken care of; `lower_bound` maximises the same
 bound over Lambda, delta and ybar.
