@@ -24,8 +24,8 @@ from osscar_opt.formulations.problem import Problem
 
 __all__ = ["Master", "Relaxed", "Solved"]
 
-_TOLERANCE = 1e-9
-"""HiGHS's tolerances of feasibility, dual feasibility and integrality."""
+_TOLERANCE = 1e-8
+"""HiGHS's tolerances of feasibility, dual feasibility and integrality. At 1e-10 it loses optima now and then."""
 
 _NEGLIGIBLE = 1e-7
 """Slopes this small are moved into the level: HiGHS drops tiny coefficients, which would lift the cut."""
@@ -89,7 +89,7 @@ class Solved:
     Attributes
     ----------
     bound : float
-        Lower bound, lowered by what HiGHS's tolerances may have added.
+        Lower bound, lowered by what HiGHS's tolerances may have added; inf if nothing is left.
     support : (n,) mask or None
         The best found, if any.
     losses : (T,) array
@@ -210,16 +210,29 @@ class Master:
         self._pool = self._pool.with_more(added)
         return len(rows)
 
-    def exclude(self, support: BoolArray) -> None:
+    def exclude_below(self, support: BoolArray) -> None:
+        """Rule out a support and all that it contains: they lose no less.
+
+        Examples
+        --------
+        >>> problem = Problem(np.eye(2), [[1.0], [2.0]], keep=1)
+        >>> master = Master(problem, Terms(problem), scale=0.5)
+        >>> master.exclude_below(np.array([True, False]))
+        >>> master.solve().support
+        array([False,  True])
+        """
+        _add_rows(self._highs, np.ones(1), np.full(1, highspy.kHighsInf), (~support).astype(float)[None])
+
+    def exclude_above(self, support: BoolArray) -> None:
         """Rule out a support that passes a limit by rounding, and all that contain it.
 
         Examples
         --------
         >>> problem = Problem(np.eye(2), [[1.0], [2.0]], keep=1)
-        >>> Master(problem, Terms(problem), scale=0.5).exclude(np.array([True, True]))
+        >>> Master(problem, Terms(problem), scale=0.5).exclude_above(np.array([True, True]))
         """
-        row = np.concatenate([support.astype(float), np.zeros(self._terms)])[None]
-        _add_rows(self._highs, np.array([-highspy.kHighsInf]), np.array([support.sum() - 1.0]), row)
+        most = np.array([np.count_nonzero(support) - 1.0])
+        _add_rows(self._highs, np.full(1, -highspy.kHighsInf), most, support.astype(float)[None])
 
     def values(self, supports: FloatArray) -> FloatArray:
         """(B,) the scaled lower bounds that all cuts together give for B supports.
@@ -324,7 +337,10 @@ class Master:
         True
         """
         self._run(integer=True, time_limit=time_limit)
-        complete = self._highs.getModelStatus() == highspy.HighsModelStatus.kOptimal
+        status = self._highs.getModelStatus()
+        if status == highspy.HighsModelStatus.kInfeasible:
+            return Solved(np.inf, None, np.zeros(self._terms), complete=True, nodes=0)
+        complete = status == highspy.HighsModelStatus.kOptimal
         if not complete:
             self._require(highspy.HighsModelStatus.kTimeLimit, highspy.HighsModelStatus.kInterrupt)
         info = self._highs.getInfo()

@@ -280,7 +280,7 @@ def bounds(
     >>> q = quadratic(stacks, node, node.dense)
     >>> delta, _ = make_definite(stacks, q, q.form.diagonal(0, -2, -1))
     >>> constant, score, _ = bounds(stacks, node, q, Point(y, delta))
-    >>> constant[0] + score[0].min() <= 0.5
+    >>> bool(constant[0] + score[0].min() <= 0.5)
     True
     """
     delta = at.delta * (1.0 + _MARGIN)

@@ -95,6 +95,7 @@ class _Search:
         self._options, self._problem, self._deadline, self._report = options, problem, deadline, report
         self._bound = problem.base
         self._visited: set[bytes] = set()
+        self._best_is_excluded = False
         self._ended = Termination.COMPLETED
         self._stats = {
             "terms": 0,
@@ -169,24 +170,13 @@ class _Search:
             self._stats["rounds"] += 1
             self._stats["nodes"] += solved.nodes
             self._raise_bound(self._master.objective(solved.bound))
-            if solved.support is None or not self.open:
-                continue
-            if solved.support.tobytes() in self._visited:
-                self._ended = Termination.GAP_LIMIT
-                return
-            self._visit_about(solved.support)
+            if solved.support is not None and self.open:
+                self._cut_off(solved.support)
 
     def proposal(self) -> Proposal:
         """What came of it."""
-        message = ""
-        if self._ended is Termination.GAP_LIMIT:
-            message = "the gap that is left is within the tolerances of HiGHS"
         return Proposal(
-            self._walk.best_support,
-            lower_bound=self._bound,
-            stats=self._stats,
-            termination=self._ended,
-            message=message,
+            self._walk.best_support, lower_bound=self._bound, stats=self._stats, termination=self._ended
         )
 
     # ------------------------------------------------------------------------------------------------- details
@@ -202,10 +192,11 @@ class _Search:
         return self._lost() / self._master.scale
 
     def _raise_bound(self, bound: float) -> None:
-        if bound > self._walk.best_value + _FALSE * self._lost() + absolute_tolerance(self._problem):
-            raise SolverError(
-                f"the bound {bound:.9g} is above the value {self._walk.best_value:.9g} of a support."
-            )
+        best = self._walk.best_value
+        if self._best_is_excluded:
+            bound = min(bound, best)  # what is excluded is no better than the best
+        elif bound > best + _FALSE * self._lost() + absolute_tolerance(self._problem):
+            raise SolverError(f"the bound {bound:.9g} is above the value {best:.9g} of a support.")
         if bound > self._bound:
             self._bound = bound
             self._report.bound(bound)
@@ -214,17 +205,27 @@ class _Search:
         self._walk.move_to(support)
         self._walk.descend()
 
-    def _visit_about(self, support: BoolArray) -> None:
-        """Visit the minimum of the program, and then neighbours as long as the cuts say that they may be better."""
+    def _cut_off(self, support: BoolArray) -> None:
+        """Visit the minimum of the program, and then neighbours as long as the cuts say that they may be better.
+
+        What was visited before is there because of tolerances only; so is the best support at the end of the search.
+        It is excluded, and what is left has to be worse.
+        """
         if not self._problem.feasible(support):
-            self._master.exclude(support)
+            self._master.exclude_above(support)
             return
-        self._visit(support)
-        for _ in range(self._options.descent):
-            support, known = self._master.best_neighbour(support)
+        for _ in range(1 + self._options.descent):
+            if support.tobytes() in self._visited:
+                break
+            self._visit(support)
+            other, known = self._master.best_neighbour(support)
             if known >= self._scaled_best() * (1.0 - _CLOSED) or not self.open:
                 return
-            self._visit(support)
+            support = other
+        else:
+            return
+        self._master.exclude_below(support)
+        self._best_is_excluded |= bool(self._terms.losses(support).sum() <= self._lost() * (1.0 + _FALSE))
 
     def _visit(self, support: BoolArray) -> None:
         """Evaluate a support, hold all cuts against its losses, and add cuts that touch there."""
