@@ -220,3 +220,20 @@ def test_what_the_ascent_finds_is_what_its_numbers_prove(seed: int) -> None:
     slack = 1e-7 * (problem.constant - problem.base)
     assert_allclose(problem.base + found.value, proved.value, atol=slack)
     assert proved.value <= min(value(problem, support) for support in supports(problem)) + slack
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_projections_are_the_nearest_points_within_the_limits(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 12))
+    use = rng.uniform(0.5, 2.0, n) * (rng.random(n) < 0.8) if seed % 2 else np.ones(n)
+    use[0] = 1.0
+    limit = float(use.sum() * rng.random())
+    at, weight = rng.normal(size=n), rng.uniform(0.5, 3.0, n)
+    y = Market(use[None], np.array([limit])).projected(at, weight)
+    assert np.all((y >= 0.0) & (y <= 1.0))
+    assert use @ (1.0 - y) <= limit * (1 + 1e-9) + 1e-12
+    for _ in range(50):  # no feasible point is nearer: the angle to each is not acute
+        other = rng.random(n)
+        other = 1.0 - (1.0 - other) * min(1.0, limit / (use @ (1.0 - other)))
+        assert (weight * (at - y)) @ (other - y) <= 1e-9

@@ -277,19 +277,11 @@ class Ascent:
 
         Its Hessian is Diag(delta) - Q <= Diag(delta), in whose norm the projection is.
         """
-        scale = float(np.abs(linear).mean()) + _TINY
-
-        def projected(at: FloatArray) -> FloatArray:
-            def removed_at(pi: FloatArray) -> FloatArray:
-                return np.clip(at + pi / delta, 0.0, 1.0)
-
-            return removed_at(self._market.fitted(lambda pi: 1.0 - removed_at(pi), scale))
-
         latest = ahead = start
         momentum = 1.0
         for _ in range(steps):
             slope = linear + delta * ahead - (form @ ahead.astype(form.dtype)).astype(np.float64)
-            following = projected(ahead - slope / delta)
+            following = self._market.projected(ahead - slope / delta, delta)
             if (following - latest) @ slope > 0.0:
                 momentum = 1.0
             faster = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * momentum**2))

@@ -71,6 +71,7 @@ class Market:
 
     def __init__(self, usage: FloatArray, limit: FloatArray) -> None:
         self._count, self._limit = usage.shape[1], limit
+        self._users = [(np.flatnonzero(row), row[row > 0.0]) for row in usage]
         self._parts: list[tuple[IntArray, IntArray, FloatArray]] = []  # groups, their limits, what they use
         left = list(range(len(limit)))
         while left:
@@ -110,6 +111,28 @@ class Market:
                 np.maximum(pi, 0.0, out=pi)
         return pi
 
+    def projected(self, at: FloatArray, weight: FloatArray) -> FloatArray:
+        """The removed shares y in [0, 1] nearest to `at` for which what is kept, 1 - y, meets the limits.
+
+        Parameters
+        ----------
+        at, weight : (n,) arrays
+            The distance is sum of weight (y - at)^2.
+
+        Returns
+        -------
+        (n,) array
+            Nearly the nearest where limits share groups.
+        """
+        shift, prices = np.zeros(len(at)), np.zeros(len(self._limit))
+        for _ in range(_ROUNDS if len(self._parts) > 1 else 1):
+            for i, (groups, use) in enumerate(self._users):
+                rate = use / weight[groups]
+                shift[groups] -= prices[i] * rate
+                prices[i] = _rise(at[groups] + shift[groups], rate, use, self._limit[i])
+                shift[groups] += prices[i] * rate
+        return np.clip(at + shift, 0.0, 1.0)
+
     def _fit_part(
         self,
         kept_at: Callable[[FloatArray], FloatArray],
@@ -138,6 +161,28 @@ class Market:
             over = passed(np.exp(middle)) > 0.0
             low, high = np.where(over, middle, low), np.where(over, high, middle)
         return np.where(needed > 0.0, np.exp(high), 0.0)
+
+
+def _rise(at: FloatArray, rate: FloatArray, use: FloatArray, limit: float) -> float:
+    """The least t >= 0 with sum of use (1 - clip(at + t rate, 0, 1)) <= limit: the sum is linear between its bends."""
+    spare = float(use @ (1.0 - np.clip(at, 0.0, 1.0))) - limit
+    if spare <= 0.0:
+        return 0.0
+    bends = np.concatenate([-at / rate, (1.0 - at) / rate])  # where a share leaves 0, and where it comes to 1
+    slopes = np.concatenate([use * rate, -use * rate])
+    order = np.argsort(bends)
+    bends, slopes = bends[order], slopes[order]
+    ahead = bends > 0.0
+    slope = float(slopes[~ahead].sum())
+    bends, slopes = bends[ahead], slopes[ahead]
+    if not bends.size:
+        return 0.0
+    rising = slope + np.concatenate([[0.0], np.cumsum(slopes)[:-1]])  # slope on the way to each bend
+    fallen = np.cumsum(rising * np.diff(bends, prepend=0.0))
+    last = int(np.searchsorted(fallen, spare))
+    if last == len(bends):
+        return float(bends[-1])
+    return float(bends[last] - (fallen[last] - spare) / max(rising[last], 1e-300))
 
 
 def _best_price(left: FloatArray, usage: FloatArray, limit: float) -> float:
