@@ -234,6 +234,8 @@ class _Search:
         if float(losses.sum()) < self._lost():
             self._descend_from(support)
         self._master.add(self._separator.corner(support))
+        if float(losses.sum()) > self._lost() * (1.0 + _FALSE):
+            self._master.exclude_below(support)
         self._visited.add(support.tobytes())
         self._stats["visited"] += 1
         self._stats["cuts"] = self._master.cuts
