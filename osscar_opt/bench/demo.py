@@ -125,6 +125,11 @@ def run_demo(
     return report
 
 
+_FOR_SMALL_PROBLEMS = ("exact", "highs", "cvxpy")
+_SMALL = 64
+"""Rows up to which every method can be expected to come back soon."""
+
+
 def compare_methods(
     problem: Problem, *, time_limit: float | None = None, progress: Callable[..., None] | None = None
 ) -> tuple[list[Solution], list[tuple[str, str]]]:
@@ -170,6 +175,9 @@ def compare_methods(
             progress(done, len(methods), info.name)
         if not info.available:
             skipped.append((info.name, info.why_not))
+            continue
+        if info.name in _FOR_SMALL_PROBLEMS and problem.p > _SMALL:
+            skipped.append((info.name, f"for problems of some hundred rows; this one has {problem.p}."))
             continue
         try:
             solution = problem.solve(info.name, time_limit=time_limit, progress=False)
