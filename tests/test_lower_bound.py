@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from osscar_opt import Problem, load
 from osscar_opt.cli import app
 from osscar_opt.errors import InputError
-from osscar_opt.formulations.solution import BoundKind, Status
+from osscar_opt.formulations.solution import BoundKind, Status, Termination
 
 REAL = sorted((Path(__file__).parent / "data").glob("*.safetensors"))
 
@@ -91,6 +91,66 @@ def test_damping_does_not_matter_for_validity(damping: float) -> None:
     found, optimum = problem.lower_bound(time_limit=5), enumerated(problem)
     assert found.value <= optimum * (1 + 1e-9)
     assert found.certificate().bound <= optimum * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("rows", [12, 420])  # 420: single precision as far as it goes
+def test_a_nearly_singular_gram_is_no_excuse(rows: int) -> None:
+    rng = np.random.default_rng(1)
+    turn = np.linalg.qr(rng.normal(size=(rows, rows)))[0]
+    gram = (turn * np.geomspace(1e-8, 1.0, rows)) @ turn.T
+    problem = Problem(gram, dense_weights=rng.normal(size=(rows, 5)), keep=rows // 2)
+    found = problem.lower_bound(time_limit=3)
+    best = enumerated(problem) if rows == 12 else problem.solve("forward").objective
+    assert problem.base <= found.value <= best * (1 + 1e-6)
+    assert found.certificate().bound <= best * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("keep", [0, 11, 12])
+def test_extreme_limits_are_bounded_exactly(keep: int) -> None:
+    problem = layer(12, 5, keep)
+    sure = problem.solve("exhaustive").certify(time_limit=5)
+    assert sure.gap < (0.02 if keep == 11 else 1e-6)
+
+
+def test_an_interrupted_search_returns_what_it_has() -> None:
+    problem = layer(60, 20, 30)
+
+    def interrupt(seconds: float, value: float, steps: int) -> None:
+        if steps == 7:
+            raise KeyboardInterrupt
+
+    found = problem.lower_bound(time_limit=60, report=interrupt)
+    assert found.termination is Termination.INTERRUPTED
+    assert found.iterations == 7
+    assert problem.base < found.value <= problem.solve("forward").objective
+    assert found.certificate().check().valid
+
+
+def test_the_parts_of_a_bound_are_over_the_groups_as_posed() -> None:
+    problem = layer(60, 20, 30).with_limits(always_keep=[3], always_remove=[5, 6])
+    found = problem.lower_bound(time_limit=5)
+    assert found.kept[3] == 1.0
+    assert found.kept[5] == found.kept[6] == 0.0
+    assert found.kept.sum() == pytest.approx(30, abs=1e-6)
+    assert np.all(found.scores[[3, 5, 6]] == 0.0)
+    assert np.all(found.scores >= 0.0)
+    objective = problem.solve("forward").objective
+    assert found.gap(objective) == pytest.approx((objective - found.value) / objective)
+
+
+def test_certifying_never_loosens_a_certified_bound() -> None:
+    problem = layer(20, 7, 10)
+    solved = problem.solve("exact", certificate=True)
+    assert solved.certify(time_limit=2) is solved
+    assert problem.solve("exhaustive").certify(time_limit=2).support.tolist() == solved.support.tolist()
+
+
+@pytest.mark.parametrize("wrong", [{"time_limit": -1.0}, {"tolerance": -1.0}, {"tolerance": np.nan}])
+def test_arguments_without_sense_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="must be"):
+        layer(5, 3, 2).lower_bound(**wrong)
+    with pytest.raises(InputError, match="no limit on what may stay"):
+        layer(5, 3, 2).with_keep(None).lower_bound()
 
 
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)

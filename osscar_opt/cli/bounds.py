@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from osscar_opt.cli._console import patience, print_json, require_writable, stdout
+from osscar_opt.cli._console import INTERRUPTED, patience, print_json, require_writable, say, stdout
 from osscar_opt.cli.solving import File, Json, Keep, read_instance
+
+if TYPE_CHECKING:
+    from osscar_opt.formulations.lower_bound import LowerBound
+    from osscar_opt.formulations.problem import Problem
 
 __all__ = ["bound"]
 
@@ -20,13 +24,16 @@ def bound(
     certificate: Annotated[Path | None, typer.Option(help="Write the proof here.")] = None,
     json: Json = False,
 ) -> None:
-    """Bound the value of every choice from below, with a proof; for layers too large to be solved exactly."""
+    """Bound the value of every choice from below, with a proof; for layers too large to be solved exactly.
+
+    Ctrl-C ends the search; the best bound so far is proved and printed all the same.
+    """
     require_writable(certificate)
     problem = read_instance(file)
     if keep is not None:
         problem = problem.with_keep(keep)
-    with patience(f"bounding, for {time_limit:g} s at most"):
-        found = problem.lower_bound(time_limit)
+    found = _bounded(problem, time_limit)
+    with patience("Checking the proof"):
         proof = found.certificate()
     if certificate is not None:
         proof.save(certificate)
@@ -50,3 +57,23 @@ def bound(
             highlight=False,
             soft_wrap=True,
         )
+    if found.termination == "interrupted":
+        say("interrupted: this is the best bound found before.")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _bounded(problem: Problem, time_limit: float) -> LowerBound:
+    """Find the bound, with a line on standard error if that is a terminal and it takes longer than two seconds."""
+    from osscar_opt.solvers.base import Deadline, Report
+    from osscar_opt.solvers.progress import Watcher
+
+    seen, watcher = Report(), Watcher("bound", Deadline.after(time_limit))
+
+    def look(seconds: float, value: float, steps: int) -> None:
+        seen.bound(value)
+        watcher.look(seen)
+
+    try:
+        return problem.lower_bound(time_limit, report=look)
+    finally:
+        watcher.close()
