@@ -67,10 +67,12 @@ def to_mps(problem: Problem, path: str | os.PathLike[str], *, rounds: int = 10) 
     master = Master(
         problem, terms, max(0.1 * lost, _LEAST_SCALE * abs(problem.constant), np.finfo(float).tiny)
     )
-    share = float(np.clip(problem.limits.limit / problem.limits.usage.sum(axis=1), 0.0, 1.0).min(initial=1.0))
+    used = problem.limits.usage.sum(axis=1)
+    shares = problem.limits.limit[used > 0.0] / used[used > 0.0]
+    share = float(np.clip(shares, 0.0, 1.0).min(initial=1.0))
     center, relaxed = np.full(problem.n, max(share, 1e-3)), None
     for _ in range(rounds):
-        master.add(separator.inside(center), violated_at=relaxed)
+        master.add(separator.inside(center), None if relaxed is None else relaxed.z)
         relaxed = master.relax() or relaxed
         if relaxed is None:
             break

@@ -30,8 +30,8 @@ _TOLERANCE = 1e-8
 _NEGLIGIBLE = 1e-7
 """Slopes this small are moved into the level: HiGHS drops tiny coefficients, which would lift the cut."""
 
-_VIOLATED = 1e-7
-"""A cut that the master violates by less is not added."""
+_HIGHER = 1e-7
+"""A cut that says less than this more than others is not added."""
 
 _FALSE = 1e-6
 """A cut above the true loss of a support by more is wrong."""
@@ -58,12 +58,11 @@ _OPTIONS = {
 
 @dataclass(frozen=True, eq=False)
 class Relaxed:
-    """What the linear relaxation of the master came to; losses and bounds are scaled.
+    """What the linear relaxation of the master came to; bounds are scaled.
 
     Attributes
     ----------
     z : (n,) array
-    losses : (T,) array
     bound : float
         Lower bound made of the prices of the rows by arithmetic of our own: no tolerance of HiGHS enters.
     if_removed, if_kept : (n,) array
@@ -71,12 +70,11 @@ class Relaxed:
 
     Examples
     --------
-    >>> Relaxed(np.zeros(1), np.ones(1), 1.0, np.ones(1), np.zeros(1)).bound
+    >>> Relaxed(np.zeros(1), 1.0, np.ones(1), np.zeros(1)).bound
     1.0
     """
 
     z: FloatArray
-    losses: FloatArray
     bound: float
     if_removed: FloatArray
     if_kept: FloatArray
@@ -84,7 +82,7 @@ class Relaxed:
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """What the integer master came to; losses and bounds are scaled.
+    """What the integer master came to; bounds are scaled.
 
     Attributes
     ----------
@@ -92,21 +90,18 @@ class Solved:
         Lower bound, lowered by what HiGHS's tolerances may have added; inf if nothing is left.
     support : (n,) mask or None
         The best found, if any.
-    losses : (T,) array
-        What the master takes the losses of `support` for.
     complete : bool
         Whether it was solved to the end.
     nodes : int
 
     Examples
     --------
-    >>> Solved(1.0, None, np.zeros(0), complete=False, nodes=0).complete
+    >>> Solved(1.0, None, complete=False, nodes=0).complete
     False
     """
 
     bound: float
     support: BoolArray | None
-    losses: FloatArray
     complete: bool
     nodes: int
 
@@ -182,8 +177,8 @@ class Master:
 
     # ---------------------------------------------------------------------------------------------------- cuts
 
-    def add(self, cuts: Cuts, violated_at: Relaxed | Solved | None = None) -> int:
-        """Add cuts: all that say anything, or those that a solution of the master violates; returns how many.
+    def add(self, cuts: Cuts, at: FloatArray | None = None) -> int:
+        """Add cuts: all that say anything, or those that say more at a point than the cuts before; returns how many.
 
         Examples
         --------
@@ -195,11 +190,9 @@ class Master:
         negligible = slopes < _NEGLIGIBLE
         level = level - (slopes * negligible).sum(axis=1)
         slopes = np.where(negligible, 0.0, slopes)
-        wanted = level > _VIOLATED
-        if isinstance(violated_at, Relaxed):
-            wanted &= level - slopes @ violated_at.z > violated_at.losses[cuts.term] + _VIOLATED
-        elif violated_at is not None and violated_at.support is not None:
-            wanted &= level - slopes @ violated_at.support > violated_at.losses[cuts.term] + _VIOLATED
+        wanted = level > _HIGHER
+        if at is not None:
+            wanted &= level - slopes @ at > self._known(at[:, None])[cuts.term, 0] + _HIGHER
         added = Cuts(cuts.term[wanted], level[wanted], slopes[wanted])
         rows = np.zeros((len(added.level), self._n + self._terms))
         rows[:, : self._n] = added.slopes
@@ -243,13 +236,7 @@ class Master:
         >>> Master(problem, Terms(problem), scale=0.5).values(np.eye(2))
         array([0., 0.])
         """
-        total = np.zeros(len(supports))
-        for term in range(self._terms):
-            mine = np.flatnonzero(self._pool.term == term)
-            if mine.size:
-                bounds = self._pool.level[mine, None] - self._pool.slopes[mine] @ supports.T
-                total += np.maximum(bounds.max(axis=0), 0.0)
-        return total
+        return np.asarray(self._known(supports.T).sum(axis=0))
 
     def best_neighbour(self, support: BoolArray) -> tuple[BoolArray, float]:
         """Of all feasible supports one exchange away, the one of which the cuts know least, with its scaled bound.
@@ -320,7 +307,7 @@ class Master:
         solution = self._highs.getSolution()
         columns, prices = np.array(solution.col_value), np.array(solution.row_dual)
         z = np.clip(columns[: self._n], self._lower, self._upper)
-        return Relaxed(z, columns[self._n :], *self._priced(prices))
+        return Relaxed(z, *self._priced(prices))
 
     def solve(self, time_limit: float = np.inf) -> Solved:
         """Solve the integer master, for so many seconds at most.
@@ -339,17 +326,16 @@ class Master:
         self._run(integer=True, time_limit=time_limit)
         status = self._highs.getModelStatus()
         if status == highspy.HighsModelStatus.kInfeasible:
-            return Solved(np.inf, None, np.zeros(self._terms), complete=True, nodes=0)
+            return Solved(np.inf, None, complete=True, nodes=0)
         complete = status == highspy.HighsModelStatus.kOptimal
         if not complete:
             self._require(highspy.HighsModelStatus.kTimeLimit, highspy.HighsModelStatus.kInterrupt)
         info = self._highs.getInfo()
-        support, losses = None, np.zeros(self._terms)
+        support = None
         if info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible:
-            columns = np.array(self._highs.getSolution().col_value)
-            support, losses = columns[: self._n] > 0.5, columns[self._n :]
+            support = np.array(self._highs.getSolution().col_value)[: self._n] > 0.5
         bound = self._safe(float(info.mip_dual_bound))
-        return Solved(bound, support, losses, complete, max(0, int(info.mip_node_count)))
+        return Solved(bound, support, complete, max(0, int(info.mip_node_count)))
 
     def fix(self, relaxed: Relaxed, best: float) -> int:
         """Decide groups without which, or with which, no support is below `best` (scaled); returns how many.
@@ -398,6 +384,16 @@ class Master:
             raise SolverError(f"HiGHS could not write the model to {path}.")
 
     # ------------------------------------------------------------------------------------------------- details
+
+    def _known(self, points: FloatArray) -> FloatArray:
+        """(T, B) the bound that all cuts of each term together give at B points, the columns of an (n, B) array."""
+        known = np.zeros((self._terms, points.shape[1]))
+        for term in range(self._terms):
+            mine = np.flatnonzero(self._pool.term == term)
+            if mine.size:
+                bounds = self._pool.level[mine, None] - self._pool.slopes[mine] @ points
+                known[term] = np.maximum(bounds.max(axis=0), 0.0)
+        return known
 
     def _new_model(self) -> Any:
         highs = highspy.Highs()

@@ -148,7 +148,7 @@ class _Search:
         stalls = 0
         while self._stats["relaxations"] < self._options.relaxations and stalls < _STALLS and self.open:
             before = self._bound
-            self._master.add(self._separator.inside(center), violated_at=relaxed)
+            self._master.add(self._separator.inside(center), None if relaxed is None else relaxed.z)
             relaxed = self._master.relax() or relaxed
             self._stats["relaxations"] += 1
             if relaxed is None:
@@ -233,7 +233,7 @@ class _Search:
         self._master.require_valid(support, losses)
         if float(losses.sum()) < self._lost():
             self._descend_from(support)
-        self._master.add(self._separator.corner(support))
+        self._master.add(self._separator.corner(support), support.astype(np.float64))
         if float(losses.sum()) > self._lost() * (1.0 + _FALSE):
             self._master.exclude_below(support)
         self._visited.add(support.tobytes())
