@@ -208,8 +208,8 @@ def certified(
     Returns
     -------
     Solution
-        With `bound`, `bound_kind`, `certificate` and `status` replaced; the same one if it has a certified bound that
-        is at least as good.
+        With `bound`, `bound_kind`, `certificate` and `status` replaced, even where a bound that was only claimed is
+        higher; the same one if it has a certified bound that is at least as good.
 
     Raises
     ------
@@ -233,7 +233,7 @@ def certified(
         bound=value,
         bound_kind=BoundKind.CERTIFIED,
         certificate=certificate,
-        status=Status.OPTIMAL if solution.objective - value <= slack else solution.status,
+        status=Status.OPTIMAL if solution.objective - value <= slack else Status.FEASIBLE,
         stats={**solution.stats, "bound_seconds": bound.seconds, "bound_iterations": bound.iterations},
     )
 
