@@ -236,7 +236,7 @@ class Terms:
         >>> terms.tightened(np.array([0.5, 0.5]))[0].round(2)
         array([1., 1.])
         """
-        d = self._scaled_start if start is None else (1.0 - _BACK) * start + _BACK * self._scaled_start
+        d = self.scaled_start if start is None else (1.0 - _BACK) * start + _BACK * self.scaled_start
         if not d.size:
             return d
         x = self._inverse_less_one(z, len(d), _SMALLEST_Z)
@@ -327,8 +327,14 @@ class Terms:
         return len(self._shared.columns) < self.count
 
     @cached_property
-    def _scaled_start(self) -> FloatArray:
-        """0.7 of the largest multiple of the identity that is below H."""
+    def scaled_start(self) -> FloatArray:
+        """(C, p) 0.7 of the largest multiple of the identity that is below H.
+
+        Examples
+        --------
+        >>> Terms(Problem(np.diag([1.0, 4.0]), [[1.0], [2.0]])).scaled_start
+        array([[0.7, 0.7]])
+        """
         largest = np.linalg.eigvalsh(self._inverse)[-1] if self._inverse.size else 1.0
         return np.full(self._shared.columns.shape[:2], 0.7 / largest)
 
@@ -412,6 +418,19 @@ class Separator:
     def __init__(self, terms: Terms, stop: Callable[[], bool] = lambda: False) -> None:
         self._terms, self._stop = terms, stop
         self._last: FloatArray | None = None
+
+    def rough(self, z: FloatArray) -> Cuts:
+        """Cuts that are there at once: the bent ones of a multiple of the identity, which need not be looked for.
+
+        Examples
+        --------
+        >>> problem = Problem(np.diag([1.0, 4.0]), np.eye(2), keep=1)
+        >>> len(Separator(Terms(problem)).rough(np.array([0.5, 0.5])).level)
+        2
+        """
+        d = self._terms.scaled_start
+        straight = self._terms.cuts_at(np.maximum(z, _SMALLEST_Z), d)
+        return self._terms.cuts_at(np.maximum(self._terms.bent_points(straight, z), _SMALLEST_Z), d)
 
     def inside(self, z: FloatArray) -> Cuts:
         """Cuts that are high at a fractional point: those that touch there, and the bent ones.

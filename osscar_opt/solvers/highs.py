@@ -139,6 +139,10 @@ class _Search:
         self._terms, self._separator = terms, Separator(terms, stop)
         self._master = Master(self._problem, terms, self._lost(), stop=stop, on_bound=self._raise_bound)
         self._stats["terms"] = terms.count
+        self._master.add(self._separator.rough(_spread(self._problem)))
+        relaxed = self._master.relax()
+        if relaxed is not None:
+            self._raise_bound(self._master.objective(relaxed.bound))
         self._visit(self._walk.best_support)
 
     def relax(self) -> None:
