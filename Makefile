@@ -11,7 +11,7 @@ TORCH_ARGS ?=
 PYTEST_ARGS ?=
 # A checkout of the published OSSCAR code to measure against: make bench OFFICIAL=path
 OFFICIAL ?=
-# Added to benchmarks/speed.py: make bench BENCH_ARGS="--sizes 768 1536 3072"
+# Added to benchmarks/official.py race: make bench BENCH_ARGS="--generated 768 1536 3072"
 BENCH_ARGS ?=
 
 TORCH := torch==2.13.0
@@ -69,7 +69,7 @@ examples: $(STAMPS)/package ## run the scripts in examples/
 
 .PHONY: bench
 bench: $(STAMPS)/package ## time the methods; against the published code too: make bench OFFICIAL=path/to/checkout
-	$(PY) benchmarks/speed.py $(if $(OFFICIAL),--official "$(OFFICIAL)") $(BENCH_ARGS)
+	$(PY) benchmarks/official.py race --generated 1536 --sparsities 0.5 --each $(if $(OFFICIAL),--official "$(OFFICIAL)") $(BENCH_ARGS)
 
 .PHONY: docs
 docs: $(STAMPS)/package ## build the documentation site; a warning is an error

@@ -16,8 +16,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pathlib import Path
 
-import numpy as np
-from speed import generated, unit
+from layers import Shape, generated
+from measuring import inverse_seconds
 
 import osscar_opt
 from osscar_opt import Problem
@@ -31,7 +31,7 @@ def gap_after(bound: LowerBound, seconds: float, best: float) -> float:
 
 
 def row(problem: Problem, seconds: float, looks: list[float], check: bool) -> str:
-    inverse = unit(np.array(problem.gram), 3)
+    inverse = inverse_seconds(problem.gram)
     best = min(problem.solve(method, progress=False).objective for method in ("forward", "swap"))
     bound = problem.lower_bound(seconds)
     checked = ""
@@ -62,7 +62,7 @@ def main() -> None:
     print(f"| layer | p | q | keep | {heads} | steps | in all | check |")
     print("|" + " --- |" * (7 + len(looks)))
     makers = [lambda path=path: osscar_opt.load(path) for path in options.instances]
-    makers += [lambda p=p: generated(p, 3 * p // 8) for p in options.generated]
+    makers += [lambda p=p: generated(Shape.of(p)) for p in options.generated]
     for make in makers:
         layer = make()
         for ratio in options.ratios:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from layers import Shape, generated
 from measuring import (
     SAME,
     Apart,
@@ -53,7 +54,6 @@ from measuring import (
     task_of,
 )
 from real_layers import FAMILIES, RATIOS, SIZES, Case, reach_instances, subproblem
-from speed import generated
 
 import osscar_opt
 from osscar_opt import Problem
@@ -236,7 +236,9 @@ def peer_instances(options: argparse.Namespace) -> Iterator[tuple[str, Problem]]
     for (name, layer), n, q in itertools.product(layers.items(), options.sizes, options.outputs):
         if q > n:
             continue
-        made = generated(n, q) if layer is None else leading_outputs(subproblem(layer, range(n)), q)
+        made = (
+            generated(Shape.of(n, q=q)) if layer is None else leading_outputs(subproblem(layer, range(n)), q)
+        )
         for ratio in options.ratios:
             keep = round(ratio * n)
             yield f"{name}/n{n}/q{q}/keep{keep}", made.with_limits(keep=keep)
@@ -333,7 +335,7 @@ def large(options: argparse.Namespace) -> None:
     if not hasattr(Problem, "lower_bound"):
         raise SystemExit("this version of osscar_opt has no Problem.lower_bound.")
     layers = {name: osscar_opt.load(options.data / f"{name}.safetensors") for name in options.layers}
-    layers |= {f"generated-{p}": generated(p, 3 * p // 8, seed=options.seed) for p in options.generated}
+    layers |= {f"generated-{p}": generated(Shape.of(p), options.seed) for p in options.generated}
     problems = {
         f"{name}/keep{keep}": layer.with_limits(keep=keep)
         for name, layer in layers.items()

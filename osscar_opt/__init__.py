@@ -31,14 +31,27 @@ if TYPE_CHECKING:
     from osscar_opt.formulations.problem import Problem
     from osscar_opt.formulations.solution import Solution
     from osscar_opt.instances import load
+    from osscar_opt.linalg.threads import threads
     from osscar_opt.solvers import CallableModule
     from osscar_opt.solvers.referee import solve
+    from osscar_opt.solvers.side_by_side import solve_all
 
     solvers: CallableModule  # the package osscar_opt.solvers; type checkers do not know that a module can be called
 
 __version__ = "0.1.0"
 
-__all__ = ["Groups", "Path", "Problem", "Solution", "__version__", "load", "solve", "solvers"]
+__all__ = [
+    "Groups",
+    "Path",
+    "Problem",
+    "Solution",
+    "__version__",
+    "load",
+    "solve",
+    "solve_all",
+    "solvers",
+    "threads",
+]
 
 _HOME_OF = {
     "Groups": "osscar_opt.formulations.groups",
@@ -47,6 +60,8 @@ _HOME_OF = {
     "Solution": "osscar_opt.formulations.solution",
     "load": "osscar_opt.instances",
     "solve": "osscar_opt.solvers.referee",
+    "solve_all": "osscar_opt.solvers.side_by_side",
+    "threads": "osscar_opt.linalg.threads",
 }
 _SUBPACKAGES = frozenset(
     {"certificates", "errors", "formulations", "instances", "linalg", "solvers", "testing", "torch"}
@@ -59,6 +74,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    importlib.import_module("osscar_opt.linalg.threads").read_environment()
     globals()[name] = value
     return value
 

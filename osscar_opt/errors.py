@@ -11,6 +11,8 @@ True
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CapabilityError",
     "FormatError",
@@ -20,6 +22,7 @@ __all__ = [
     "NotPositiveDefiniteError",
     "OptionError",
     "OsscarError",
+    "SolveAllError",
     "SolverError",
     "UnavailableError",
     "UnknownMethodError",
@@ -168,3 +171,39 @@ class SolverError(OsscarError, RuntimeError):
     >>> issubclass(SolverError, RuntimeError)
     True
     """
+
+
+class SolveAllError(SolverError):
+    """Some of the problems that were solved side by side failed; the others' solutions are here.
+
+    Attributes
+    ----------
+    solutions : list of Solution or None
+        What `osscar_opt.solve_all` would have returned; None for a problem that failed, and the solution itself where
+        only `then` did.
+    failures : dict of int to BaseException
+        The errors, by the numbers of their problems, the first problem being 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from osscar_opt import Problem, solve_all
+    >>> from osscar_opt.errors import SolveAllError
+    >>> problem = Problem(np.eye(3), [[1.0], [3.0], [2.0]], keep=1)
+    >>> try:
+    ...     solve_all([problem, (problem, {"keep": 7})], "greedy")
+    ... except SolveAllError as error:
+    ...     print(list(error.failures), error.solutions[0].objective)
+    [1] 2.5
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        solutions: list[Any] | None = None,
+        failures: dict[int, BaseException] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.solutions = solutions or []
+        self.failures = failures or {}

@@ -18,6 +18,7 @@ BUILTIN = {
     "UnavailableError": ImportError,
     "FormatError": ValueError,
     "LayerError": ValueError,
+    "SolveAllError": RuntimeError,
     "SolverError": RuntimeError,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -153,3 +154,68 @@ def test_original_is_not_changed() -> None:
     presolve(problem)
     np.testing.assert_array_equal(problem.gram, before[0])
     np.testing.assert_array_equal(problem.cross, before[1])
+
+
+# ------------------------------------------------------------------------------------------------ large problems
+
+
+def _large(p: int, q: int = 4, *, dead: int = 0, **rest: Any) -> Problem:
+    rng = np.random.default_rng(0)
+    factors, dense = rng.standard_normal((p, 40)), rng.standard_normal((p, q))
+    gram = factors @ factors.T / 40 + np.eye(p)
+    gram[:dead] = gram[:, :dead] = 0.0
+    return Problem(gram, dense_weights=dense, copy=False, **rest)
+
+
+@pytest.mark.parametrize("kept", [3, 900])
+def test_forced_groups_of_more_rows_than_are_taken_at_once(kept: int) -> None:
+    problem = _large(1500, always_keep=np.arange(0, kept), always_remove=[1400, 1499])
+    reduced = presolve(problem).problem
+    h, k, f = problem.gram, np.arange(kept), np.setdiff1d(np.arange(kept, 1500), [1400, 1499])
+    swept = np.linalg.solve(h[np.ix_(k, k)], np.hstack([h[np.ix_(k, f)], problem.cross[k]]))
+    schur = np.hstack([h[np.ix_(f, f)], problem.cross[f]]) - h[np.ix_(f, k)] @ swept
+    np.testing.assert_allclose(reduced.gram, schur[:, : len(f)], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(reduced.cross, schur[:, len(f) :], rtol=1e-9, atol=1e-11)
+    np.testing.assert_array_equal(reduced.gram, reduced.gram.T)
+    np.testing.assert_allclose(reduced.gram @ reduced.optimum, reduced.cross, rtol=1e-9, atol=1e-10)
+
+
+def test_the_optimum_is_handed_on_where_dead_inputs_go() -> None:
+    """And is what solving anew gives, with weights of dead inputs zero."""
+    problem = _problem(dead=(1, 4, 6), groups=[0, 1, 2, 3, 1, 4, 5, 5, 6, 6])
+    reduced = presolve(problem).problem
+    assert (problem.n, reduced.n) == (7, 6)
+    assert "optimum" in vars(reduced)
+    np.testing.assert_allclose(
+        reduced.optimum, np.linalg.solve(reduced.gram, reduced.cross), rtol=1e-9, atol=1e-12
+    )
+    assert not reduced.optimum.flags.writeable
+
+
+def test_nothing_to_reduce_leaves_the_very_problem() -> None:
+    problem = _problem()
+    assert presolve(problem).problem is problem
+
+
+@pytest.mark.parametrize(
+    "posed",
+    [
+        {"always_keep": np.arange(150), "always_remove": np.arange(700, 850)},
+        {"always_keep": np.arange(750)},
+        {"always_remove": np.arange(150)},
+        {"dead": 20},
+    ],
+    ids=["both", "keep", "remove", "dead"],
+)
+def test_a_reduction_holds_one_array_more_of_the_size_of_gram(posed: dict[str, Any]) -> None:
+    p = 1500
+    problem = _large(p, **posed)
+    presolve(problem)  # what is cached on the way does not count
+    tracemalloc.start()
+    try:
+        reduced = presolve(problem).problem
+        peak = tracemalloc.get_traced_memory()[1] / 8
+    finally:
+        tracemalloc.stop()
+    assert reduced.p < p
+    assert peak < 1.45 * p * p  # the rest: a few hundred rows at a time

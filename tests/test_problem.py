@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tracemalloc
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,8 @@ import pytest
 
 from osscar_opt import Groups, Problem
 from osscar_opt.errors import InputError, NotPositiveDefiniteError
+from osscar_opt.formulations import _values
+from osscar_opt.linalg.factor import factor
 
 P, Q, SAMPLES = 12, 5, 40
 
@@ -473,12 +478,155 @@ def test_no_rows_at_all() -> None:
     assert "0 rows" in problem.describe()
 
 
-def test_value_of_blocks_of_columns() -> None:
-    """More columns than are multiplied at once."""
-    rng = np.random.default_rng(0)
-    gram, dense, weights = np.eye(3) + 1.0, rng.standard_normal((3, 1300)), rng.standard_normal((3, 1300))
+# ----------------------------------------------------------------------- large and badly scaled: blocks and memory
+
+
+def _large(p: int = 700, q: int = 9, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Gram and dense weights of more rows than are taken at once."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.standard_normal((p + 100, p)) * np.geomspace(1.0, 30.0, p)
+    return inputs.T @ inputs / len(inputs), rng.standard_normal((p, q))
+
+
+@pytest.mark.parametrize("same", [slice(0, 0), slice(0, 300), slice(256, 700), slice(0, 700)])
+def test_objective_of_more_rows_than_are_taken_at_once(same: slice) -> None:
+    gram, dense = _large()
+    weights = np.random.default_rng(1).standard_normal(dense.shape)
+    weights[same] = dense[same]
     expected = 0.5 * np.sum((weights - dense) * (gram @ (weights - dense)))
-    assert Problem(gram, dense_weights=dense).objective(weights) == pytest.approx(expected)
+    problem = Problem(gram, dense_weights=dense)
+    assert problem.objective(weights) == pytest.approx(expected, rel=1e-12)
+    assert problem.objective(np.asfortranarray(weights)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("columns", [1, 600])
+@pytest.mark.parametrize("weakest", [0.1, 1e-9])
+def test_refit_of_more_rows_and_columns_than_are_taken_at_once(columns: int, weakest: float) -> None:
+    """The second gram calls for refinement, whose residual gathers the rows again."""
+    rng = np.random.default_rng(0)
+    p = 600
+    basis = np.linalg.qr(rng.standard_normal((p, p)))[0]
+    gram = (basis * np.geomspace(weakest, 1.0, p)) @ basis.T
+    gram = (gram + gram.T) / 2
+    problem = Problem(gram, gram @ rng.standard_normal((p, columns)))
+    support = rng.random(p) < 0.8
+    weights = problem.refit(support)
+    block = gram[np.ix_(support, support)]
+    refined = factor(block).reciprocal_condition < 1e-7
+    assert refined == (weakest < 0.1)
+    assert not weights[~support].any()
+    backward = np.abs(block @ weights[support] - problem.cross[support]).max(axis=0)
+    assert np.all(backward <= 1e-13 * np.abs(block).max() * np.abs(weights).sum(axis=0))
+    np.testing.assert_array_equal(weights[support], _solved_by_columns(block, problem.cross[support]))
+
+
+def _solved_by_columns(block: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    """The same solve of a copy of the block."""
+    factorisation, width = factor(block), _values._COLUMNS_AT_ONCE
+    return np.hstack([factorisation.solve(cross[:, i : i + width]) for i in range(0, cross.shape[1], width)])
+
+
+def test_factor_of_some_rows_is_that_of_a_copy_of_them() -> None:
+    gram, dense = _large()
+    rows = np.random.default_rng(2).permutation(len(gram))[:500]
+    whole, gathered = factor(gram[np.ix_(rows, rows)]), factor(gram, rows)
+    np.testing.assert_array_equal(np.tril(gathered.lower), np.tril(whole.lower))
+    np.testing.assert_array_equal(gathered.scale, whole.scale)
+    assert gathered.reciprocal_condition == whole.reciprocal_condition
+    np.testing.assert_array_equal(gathered.solve(dense[rows]), whole.solve(dense[rows]))
+    norm = np.abs(gram[np.ix_(rows, rows)] * whole.scale * whole.scale[:, None]).sum(axis=0).max()
+    inverse = np.linalg.inv(gram[np.ix_(rows, rows)] * whole.scale * whole.scale[:, None])
+    exact = 1.0 / (norm * np.abs(inverse).sum(axis=0).max())
+    assert (
+        exact <= gathered.reciprocal_condition * (1 + 1e-9) <= 3.0 * exact
+    )  # an estimate of |inv(A)| from below
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_objective_has_the_digits_that_its_data_has(seed: int) -> None:
+    """Against exact arithmetic, for inputs of size 2000 beside 1; the error is one of rounding the largest terms."""
+    rng = np.random.default_rng(seed)
+    p, q = 14, 3
+    scale = np.where(rng.random(p) < 0.3, 2000.0, 1.0)
+    inputs = rng.standard_normal((18, p)) * scale
+    gram, dense = inputs.T @ inputs / 18, rng.standard_normal((p, q)) / scale[:, None]
+    problem = Problem(gram, dense_weights=dense)
+    near = problem.refit(np.arange(p) % 4 > 0)
+    for weights in (near, dense + 1e-9 * rng.standard_normal((p, q)), np.zeros((p, q))):
+        apart = [
+            [Fraction(w) - Fraction(o) for w, o in zip(*rows, strict=True)]
+            for rows in zip(weights, dense, strict=True)
+        ]
+        terms = [
+            Fraction(problem.gram[i, j]) * sum(a * b for a, b in zip(apart[i], apart[j], strict=True))
+            for i in range(p)
+            for j in range(p)
+        ]
+        exact, size = float(sum(terms) / 2), float(sum(map(abs, terms)) / 2)
+        assert abs(problem.objective(weights) - exact) <= 4 * np.finfo(float).eps * size
+        by_product = 0.5 * np.vdot(weights - dense, gram @ (weights - dense))
+        assert (
+            abs(problem.objective(weights) - exact)
+            <= abs(by_product - exact) + 2 * np.finfo(float).eps * size
+        )
+
+
+def test_no_weights_are_better_than_the_optimum() -> None:
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((300, 300)))[0]
+    gram = (basis * np.geomspace(1e-13, 1.0, 300)) @ basis.T
+    gram = (gram + gram.T) / 2
+    problem = Problem(gram, gram @ rng.standard_normal((300, 2)), constant=1.0)
+    for size in np.geomspace(1e-16, 1e-6, 30):  # along the flattest direction, rounding is all there is
+        weights = problem.optimum * (1 + size * rng.standard_normal(2)) + size * basis[:, :1]
+        assert problem.objective(weights) >= problem.base
+
+
+def test_moments_are_damped_in_place_only_if_that_is_allowed() -> None:
+    gram, dense = _large(20)
+    second, cross = gram.copy(), gram @ dense
+    copied = Problem.from_moments(second, dense, cross_moment=cross, damping=0.1)
+    np.testing.assert_array_equal(second, gram)
+    assert second.flags.writeable
+    given = Problem.from_moments(second, dense, cross_moment=cross, damping=0.1, copy=False)
+    assert np.shares_memory(given.gram, second)
+    assert np.shares_memory(given.cross, cross)
+    assert not second.flags.writeable
+    assert given.hash == copied.hash
+    again = Problem.from_moments(second, dense, damping=0.1, copy=False)  # in use already: that one is copied
+    assert not np.shares_memory(again.gram, second)
+
+
+def _peak(task: Callable[[], Any]) -> float:
+    """Most memory that a task holds beyond what was there before, in numbers of 8 bytes."""
+    task()  # what is imported and cached on the way does not count
+    tracemalloc.start()
+    try:
+        result = task()
+        peak = tracemalloc.get_traced_memory()[1] / 8
+    finally:
+        tracemalloc.stop()
+    del result
+    return peak
+
+
+def test_memory_in_arrays_of_the_size_of_gram() -> None:
+    p, q = 1536, 4
+    rng = np.random.default_rng(0)
+    factors, dense = rng.standard_normal((p, 40)), rng.standard_normal((p, q))
+    gram = factors @ factors.T / 40 + np.eye(p)
+    problem = Problem(gram, dense_weights=dense, keep=p * 9 // 10, copy=False)
+    most = np.arange(p) % 10 > 0
+    weights, block = problem.refit(most), p * p
+    slack = 0.5 * block  # a few hundred rows at a time
+    assert _peak(lambda: problem.objective(weights)) < slack
+    assert _peak(lambda: problem.refit(most)) < 0.81 * block + slack
+    assert _peak(lambda: problem.solve("magnitude_refit")) < 0.81 * block + slack
+    assert _peak(lambda: Problem(gram, dense_weights=dense, copy=False)) < block + slack
+    assert _peak(lambda: Problem(gram, problem.cross, copy=False)) < block + slack
+    assert _peak(lambda: Problem.from_moments(gram, dense)) < 2 * block + slack
+    assert _peak(lambda: Problem.from_moments(gram.copy(), dense, copy=False)) < 2 * block + slack
+    assert _peak(lambda: Problem.from_data(factors.T, dense, damping=1.0)) < 2 * block + slack
 
 
 # -------------------------------------------------------------------------------------------------- paths

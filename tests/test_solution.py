@@ -6,7 +6,9 @@ import dataclasses
 import json
 import math
 import sys
-from typing import Any
+import weakref
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from osscar_opt import Problem, Solution
 from osscar_opt.errors import SolverError, UnavailableError
 from osscar_opt.formulations.solution import BoundKind, Status, Termination, TraceEntry
+from osscar_opt.solvers.base import Proposal, Report, Solver
 
 
 @pytest.fixture
@@ -151,3 +154,44 @@ def test_plot_draws_what_is_finite(solution: Solution) -> None:
 def test_statuses_are_lower_case_words() -> None:
     for kind in (Status, Termination, BoundKind):
         assert all(member == member.name.lower() for member in kind)
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+class Tableau:
+    """Stands for what is large."""
+
+
+_tableaux: list[weakref.ref[Tableau]] = []
+
+
+@dataclass(frozen=True)
+class Fails(Solver):
+    """Builds something large, reports a solution, and fails on the way to a better one."""
+
+    name: ClassVar[str] = "fails"
+
+    def propose(self, problem: Problem, *, report: Report, **_: Any) -> Proposal:
+        tableau = Tableau()
+        _tableaux.append(weakref.ref(tableau))
+        report.incumbent(np.arange(problem.n) < 2, 1.0)
+        try:
+            raise KeyError("a first fault, in whose handler the second occurs")
+        except KeyError:
+            raise MemoryError("no room for more") from None
+
+
+def test_a_failed_solver_leaves_its_memory_to_the_refit(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[bool] = []
+    refit = Problem.refit
+
+    def watched(self: Problem, support: Any) -> Any:
+        alive.append(_tableaux[-1]() is not None)
+        return refit(self, support)
+
+    monkeypatch.setattr(Problem, "refit", watched)
+    solution = Problem(np.eye(4), np.ones((4, 1)), keep=2).solve(Fails())
+    assert solution.termination == "memory_limit"
+    assert solution.kept.tolist() == [0, 1]
+    assert alive == [False]

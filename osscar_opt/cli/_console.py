@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GuardedGroup",
+    "Threads",
     "grid",
     "patience",
     "print_json",
@@ -34,6 +35,26 @@ __all__ = [
 ]
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def _limit_threads(ctx: typer.Context, n: int | None) -> int | None:
+    """Limit the threads of the process until the command is over."""
+    if n is not None:
+        from osscar_opt.linalg.threads import threads
+
+        ctx.with_resource(threads(n))
+    return n
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        callback=_limit_threads,
+        envvar="OSSCAR_OPT_THREADS",
+        help="Threads that BLAS, OpenMP and torch use; their own default otherwise.",
+    ),
+]
+"""For every command that computes: a parameter ``threads: Threads = None`` does all there is to do."""
 
 
 class GuardedGroup(TyperGroup):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from osscar_opt.cli._console import INTERRUPTED, patience, print_json, require_writable, say, stdout
+from osscar_opt.cli._console import INTERRUPTED, Threads, patience, print_json, require_writable, say, stdout
 from osscar_opt.cli.solving import File, Json, Keep, read_instance
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def bound(
     keep: Keep = None,
     time_limit: Annotated[float, typer.Option(help="Seconds for the bound; its check comes on top.")] = 20.0,
     certificate: Annotated[Path | None, typer.Option(help="Write the proof here.")] = None,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Bound the value of every choice from below, with a proof; for layers too large to be solved exactly.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from osscar_opt.cli._console import print_json, progress_bar, require_writable, stdout
+from osscar_opt.cli._console import Threads, print_json, progress_bar, require_writable, stdout
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Windows = Annotated[int, typer.Option(min=1, help="Windows of text to calibrate on.")]
@@ -29,6 +29,7 @@ def extract(
     windows: Windows = 32,
     length: Annotated[int, typer.Option(min=1, help="Tokens in a window.")] = 512,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows run at once.")] = 4,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Write the pruning problem of one layer of a language model to an instance file."""
@@ -67,6 +68,7 @@ def demo(
     windows: Windows = 32,
     held_out_windows: Annotated[int, typer.Option(min=1, help="Windows to measure perplexity on.")] = 16,
     time_limit: Annotated[float, typer.Option(help="Seconds for each method.")] = 30.0,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Prune a layer of a real language model by every method, and measure its perplexity."""

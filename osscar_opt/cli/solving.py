@@ -10,6 +10,7 @@ import typer
 
 from osscar_opt.cli._console import (
     INTERRUPTED,
+    Threads,
     grid,
     patience,
     print_json,
@@ -47,6 +48,7 @@ def solve(
     certificate: Annotated[
         Path | None, typer.Option(help="Have the method prove its bound, and write the proof here.")
     ] = None,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Choose the groups to keep, and refit their weights.
@@ -96,15 +98,17 @@ def path(
     method: Annotated[
         str, typer.Option("--method", "-m", help="A method that removes groups in an order.")
     ] = "greedy",
+    keep: Annotated[int, typer.Option(help="Stop when so many groups are left.")] = 0,
     option: Options = None,
     rows: Annotated[int, typer.Option(min=2, help="How many rows to print, spread over all keeps.")] = 21,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Show the error for every number of groups kept, from one run."""
+    """Show the error for every number of groups kept, or down to --keep of them, from one run."""
     from osscar_opt.cli._options import parse_options
 
     options = parse_options(method, option or ())
-    found = read_instance(file).path(method, **options)
+    found = read_instance(file).path(method, keep=keep, **options)
     if json:
         print_json(
             {
@@ -127,6 +131,7 @@ def verify(
     other: Annotated[
         Path | None, typer.Argument(help="The instance, or a solution of it.", show_default=False)
     ] = None,
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Check a certificate, or recompute everything a solution file says about its instance.
@@ -242,8 +247,8 @@ def _solution_rows(
 
 def _print_path(found: ErrorPath, rows: int) -> None:
     """Print a table of evenly spread keeps."""
-    n, constant = len(found.order), found.problem.constant
-    shown = sorted({round(i * n / (rows - 1)) for i in range(rows)}, reverse=True)
+    n, constant, gone = found.problem.n, found.problem.constant, len(found.order)
+    shown = sorted({n - round(i * gone / (rows - 1)) for i in range(rows)}, reverse=True)
     relative = [found.objective(keep) / constant if constant > 0 else 0.0 for keep in shown]
     columns = [("keep", "right"), ("kept", "right"), ("objective", "right"), ("relative", "right")]
     made = table(

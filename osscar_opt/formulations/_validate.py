@@ -81,15 +81,16 @@ def live_rows(gram: FloatArray, cross: FloatArray) -> BoolArray:
 
 def positive_definite(gram: FloatArray, live: BoolArray) -> Factor:
     """Return the factorisation of the live part of gram, or raise saying how much damping would do."""
-    part = gram if live.all() else gram[np.ix_(live, live)]
+    rows = None if live.all() else np.flatnonzero(live)
     try:
-        result = factor(part)
+        result = factor(gram, rows)
     except np.linalg.LinAlgError:
         pass
     else:
         if result.smallest_pivot > _PIVOT_FLOOR:
             return result
         del result
+    part = gram if rows is None else gram[np.ix_(rows, rows)]
     smallest = float(_smallest_eigenvalue(part))
     damping = _sufficient_damping(part, smallest, float(gram.diagonal().mean()))
     advice = (

@@ -20,6 +20,7 @@ import numpy as np
 from osscar_opt._typing import FloatArray, read_only
 from osscar_opt.errors import InputError
 from osscar_opt.formulations import _validate
+from osscar_opt.linalg.blas import mirror_lower, square_update
 
 __all__ = ["fields_from_moments", "keep_at_sparsity", "moments"]
 
@@ -58,12 +59,12 @@ def moments(inputs: Any, targets: Any = None) -> tuple[FloatArray, FloatArray | 
     for start in range(0, len(x), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         x_rows, _ = _validate.matrix(x[rows], "inputs", copy=False)
-        second += x_rows.T @ x_rows
+        square_update(second.T, x_rows.T, 1.0 / len(x))
         if y is not None and cross is not None:
             y_rows, _ = _validate.matrix(y[rows], "targets", copy=False)
             cross += x_rows.T @ y_rows
             energy += float(np.vdot(y_rows, y_rows))
-    second /= len(x)
+    mirror_lower(second.T)
     if cross is None:
         return second, None, None
     cross /= len(x)
@@ -71,9 +72,17 @@ def moments(inputs: Any, targets: Any = None) -> tuple[FloatArray, FloatArray | 
 
 
 def fields_from_moments(
-    second_moment: Any, weights: Any, cross_moment: Any, target_energy: Any, damping: Any
+    second_moment: Any,
+    weights: Any,
+    cross_moment: Any,
+    target_energy: Any,
+    damping: Any,
+    *,
+    copy: bool = True,
 ) -> dict[str, Any]:
     """Turn moments into the arguments gram, cross, dense_weights and constant of `Problem`.
+
+    The moments are damped in a copy, or, without `copy`, in place where they are float64 arrays that may be changed.
 
     Raises
     ------
@@ -90,13 +99,15 @@ def fields_from_moments(
     damping = _validate.scalar(damping, "damping")
     if damping < 0.0:
         raise InputError(f"damping = {damping:.6g} must not be negative.")
-    second, itemsize = _validate.matrix(second_moment, "second_moment")
+    second, itemsize = _validate.matrix(second_moment, "second_moment", copy=copy or _frozen(second_moment))
     gram = _validate.symmetric(second, itemsize, owned=True)
     p = len(gram)
     ridge = damping * float(gram.diagonal().mean()) if p else 0.0
     gram[np.diag_indices(p)] += ridge
     dense = None if weights is None else _validate.matrix(weights, "weights", rows=p)[0]
-    cross = None if cross_moment is None else _validate.matrix(cross_moment, "cross_moment", rows=p)[0]
+    cross = None
+    if cross_moment is not None:
+        cross, _ = _validate.matrix(cross_moment, "cross_moment", rows=p, copy=copy or _frozen(cross_moment))
     constant = None
     if cross is not None and target_energy is not None:
         constant = 0.5 * _validate.scalar(target_energy, "target_energy")
@@ -130,6 +141,10 @@ def keep_at_sparsity(sparsity: Any, n: int) -> int:
             f"sparsity = {fraction:.6g} is out of range: it is the fraction removed, from 0 to 1."
         )
     return n - math.floor(fraction * n + 1e-9)  # 0.29 * 100 is 28.999999999999996
+
+
+def _frozen(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and not array.flags.writeable
 
 
 def _samples(value: Any, name: str) -> Any:

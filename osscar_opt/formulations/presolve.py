@@ -20,14 +20,17 @@ from typing import Any
 import numpy as np
 from scipy.linalg import qr
 
-from osscar_opt._typing import BoolArray, FloatArray, IntArray
+from osscar_opt._typing import BoolArray, FloatArray, IntArray, read_only
 from osscar_opt.certificates import Certificate
 from osscar_opt.errors import InputError
 from osscar_opt.formulations._budgets import Budgets
+from osscar_opt.formulations._layer import mirror
 from osscar_opt.formulations.problem import Problem
-from osscar_opt.linalg.factor import factor
+from osscar_opt.linalg.factor import factor, product
 
 __all__ = ["REDUCTIONS", "Presolved", "Reduction", "Step", "presolve"]
+
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,22 +230,32 @@ def _forced(problem: Problem) -> Step | None:
     free = ~(kept | removed)
     rows = np.flatnonzero(problem.groups.row_mask(free))
     kept_rows = np.flatnonzero(problem.groups.row_mask(kept) & problem.live_rows)
+    optimum, base = problem.optimum, problem.base
+    if removed.any():  # before the new gram is made: the factor of the refit is gone by then
+        optimum = problem.refit(~removed)
+        base = problem.objective(optimum)
+    optimum = optimum[rows]
     gram, cross = _schur_complement(problem, rows, kept_rows)
-    optimum = problem.refit(~removed)
-    base = problem.objective(optimum) if removed.any() else problem.base
     reduced = _reduced(problem, free, kept, gram=gram, cross=cross, _level=("base", base))
-    reduced.__dict__["optimum"] = optimum[rows]
+    reduced.__dict__["optimum"] = read_only(optimum)
     return Step(reduced, np.flatnonzero(free), kept, f"{kept.sum()} kept and {removed.sum()} removed")
 
 
 def _schur_complement(problem: Problem, free: IntArray, kept: IntArray) -> tuple[FloatArray, FloatArray]:
-    gram, cross = problem.gram[np.ix_(free, free)], problem.cross[free]
+    cross = problem.cross[free]
     if kept.size == 0 or free.size == 0:
-        return gram, cross
-    kept_factor = factor(problem.gram[np.ix_(kept, kept)])
+        return problem.gram[np.ix_(free, free)], cross
+    kept_factor = factor(problem.gram, kept)
     coupling = kept_factor.whiten(problem.gram[np.ix_(kept, free)])
-    gram -= coupling.T @ coupling  # numpy forms A'A exactly symmetric
-    cross -= coupling.T @ kept_factor.whiten(problem.cross[kept])
+    cross -= product(coupling.T, kept_factor.whiten(problem.cross[kept]))
+    del kept_factor
+    gram = problem.gram[np.ix_(free, free)]
+    for start in range(0, len(gram), _ROWS_AT_ONCE):
+        own = slice(start, start + _ROWS_AT_ONCE)
+        for before in range(0, start + 1, _ROWS_AT_ONCE):
+            other = slice(before, before + _ROWS_AT_ONCE)
+            gram[own, other] -= product(coupling[:, own].T, coupling[:, other])
+    mirror(gram)
     return gram, cross
 
 
@@ -257,6 +270,7 @@ def _dead_inputs(problem: Problem) -> Step | None:
     gram[patched, patched] = gram.diagonal().mean() or 1.0 if patched.size else 0.0
     nothing = np.zeros(problem.n, dtype=bool)
     reduced = _reduced(problem, left, nothing, gram=gram, cross=cross)
+    reduced.__dict__["optimum"] = read_only(problem.optimum[rows])
     detail = f"{(~left).sum()} dead groups removed, {len(patched)} dead rows decoupled"
     return Step(reduced, np.flatnonzero(left), nothing, detail)
 

@@ -22,13 +22,13 @@ import numpy as np
 
 from osscar_opt._typing import BoolArray, FloatArray, IntArray, read_only
 from osscar_opt.errors import InputError
-from osscar_opt.formulations import _validate
+from osscar_opt.formulations import _validate, _values
 from osscar_opt.formulations._budgets import Budgets, checked_budgets
 from osscar_opt.formulations._digest import content_hash
 from osscar_opt.formulations.groups import Groups
 from osscar_opt.formulations.limits import Limits
 from osscar_opt.formulations.moments import fields_from_moments, keep_at_sparsity, moments
-from osscar_opt.linalg.factor import factor, product
+from osscar_opt.linalg.factor import factor
 
 if TYPE_CHECKING:
     import os
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from osscar_opt.formulations.solution import Solution
 
 __all__ = ["Problem"]
-
-_COLUMNS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -161,12 +159,9 @@ class Problem:
             _level=_level(constant),
             **vars(budgets),
         )
-        live = _validate.live_rows(h, g)
-        factorisation = _validate.positive_definite(h, live)
+        factorisation = _validate.positive_definite(h, _validate.live_rows(h, g))
         if not self.dense_is_optimal:  # solved now, while the factor is at hand
-            optimum = np.zeros(g.shape)
-            optimum[live] = factorisation.solve(g[live])
-            self.__dict__["optimum"] = read_only(optimum, owned=True)
+            self.__dict__["optimum"] = read_only(_values.solved(factorisation, g), owned=True)
 
     @classmethod
     def from_data(
@@ -209,16 +204,8 @@ class Problem:
             raise InputError(
                 f"weights has {len(weights)} rows, one for each sample: pass the outputs of the layer as targets=."
             )
-        return cls.from_moments(
-            second,
-            weights,
-            cross_moment=cross,
-            target_energy=energy,
-            damping=damping,
-            sparsity=sparsity,
-            keep=keep,
-            **rest,
-        )
+        parts = fields_from_moments(second, weights, cross, energy, damping, copy=False)
+        return cls._from_fields(parts, sparsity, keep, rest)
 
     @classmethod
     def from_moments(
@@ -231,6 +218,7 @@ class Problem:
         damping: float = 1e-2,
         sparsity: float | None = None,
         keep: int | None = None,
+        copy: bool = True,
         **rest: Any,
     ) -> Problem:
         """Pose the problem from moments accumulated elsewhere; see `from_data` for the meaning of the rest.
@@ -245,7 +233,12 @@ class Problem:
             X'Y/N; without it the targets are X W0.
         target_energy : float, optional
             tr(Y'Y)/N; without it the objective is measured from the unconstrained optimum.
-        damping, sparsity, keep, **rest
+        damping, sparsity, keep
+            As for `from_data`.
+        copy : bool, optional
+            If False, float64 moments are damped in place and belong to the problem from then on, so that no second
+            array of their size is needed.
+        **rest
             As for `from_data`.
 
         Examples
@@ -253,13 +246,8 @@ class Problem:
         >>> Problem.from_moments([[2.0]], [[3.0]], damping=0.5).gram
         array([[3.]])
         """
-        parts = fields_from_moments(second_moment, weights, cross_moment, target_energy, damping)
-        if sparsity is not None:
-            if keep is not None:
-                raise InputError("keep and sparsity were both given: pass one of them.")
-            grouping = Groups.coerce(rest.pop("groups", None), len(parts["gram"]))
-            rest["groups"], keep = grouping, keep_at_sparsity(sparsity, grouping.n)
-        return cls(keep=keep, copy=False, **parts, **rest)
+        parts = fields_from_moments(second_moment, weights, cross_moment, target_energy, damping, copy=copy)
+        return cls._from_fields(parts, sparsity, keep, rest)
 
     @classmethod
     def from_torch_layer(cls, *args: Any, **kwargs: Any) -> Problem:
@@ -481,12 +469,7 @@ class Problem:
         w, _ = _validate.matrix(weights, "weights", rows=self.p, copy=False)
         if w.shape != self.cross.shape:
             raise InputError(f"weights must have shape {self.cross.shape}, but theirs is {w.shape}.")
-        excess = 0.0
-        for start in range(0, self.q, _COLUMNS_AT_ONCE):
-            columns = slice(start, start + _COLUMNS_AT_ONCE)
-            apart = w[:, columns] - self.optimum[:, columns]
-            excess += float(np.vdot(apart, product(self.gram, apart)))
-        return self.base + 0.5 * max(excess, 0.0)
+        return self.base + 0.5 * _values.excess(self.gram, w, self.optimum)
 
     def refit(self, support: Any) -> FloatArray:
         """Best weights on a support: the least-squares refit W_S = inv(H_SS) G_S, zero elsewhere.
@@ -626,8 +609,10 @@ class Problem:
             **options,
         )
 
-    def path(self, method: Any = "greedy", **options: Any) -> Path:
-        """Values for every number of groups kept, n down to 0, from one run; see `osscar_opt.solvers.paths.path`.
+    def path(self, method: Any = "greedy", *, keep: int = 0, **options: Any) -> Path:
+        """Values for every number of groups kept, n down to 0 or to `keep`, from one run.
+
+        See `osscar_opt.solvers.paths.path` for the arguments.
 
         Examples
         --------
@@ -636,7 +621,7 @@ class Problem:
         """
         from osscar_opt.solvers.paths import path
 
-        return path(self, method, **options)
+        return path(self, method, keep=keep, **options)
 
     def to_cvxpy(self, form: Form = "perspective", **options: Any) -> CvxpyModel:
         """Pose the problem as a cvxpy model; see `osscar_opt.formulations.models.conic.cvxpy_model` for the arguments.
@@ -734,6 +719,17 @@ class Problem:
             self.__dict__[name] = read_only(value, owned=True) if isinstance(value, np.ndarray) else value
 
     @classmethod
+    def _from_fields(
+        cls, parts: dict[str, Any], sparsity: float | None, keep: int | None, rest: dict[str, Any]
+    ) -> Problem:
+        if sparsity is not None:
+            if keep is not None:
+                raise InputError("keep and sparsity were both given: pass one of them.")
+            grouping = Groups.coerce(rest.get("groups"), len(parts["gram"]))
+            rest, keep = {**rest, "groups": grouping}, keep_at_sparsity(sparsity, grouping.n)
+        return cls(keep=keep, copy=False, **parts, **rest)
+
+    @classmethod
     def _trusted(cls, **state: Any) -> Problem:
         """Make a problem from fields known to be right: derived problems share arrays and skip every check."""
         problem = object.__new__(cls)
@@ -751,12 +747,8 @@ class Problem:
         return 0.5 * float(np.vdot(self.cross, self.optimum))
 
     def _refit_rows(self, rows: BoolArray) -> FloatArray:
-        weights = np.zeros(self.cross.shape)
         fitted = np.flatnonzero(rows & self.live_rows)
-        if fitted.size:
-            block = self.gram if fitted.size == self.p else self.gram[np.ix_(fitted, fitted)]
-            weights[fitted] = factor(block).solve(self.cross[fitted])
-        return weights
+        return _values.solved(factor(self.gram, None if fitted.size == self.p else fitted), self.cross)
 
 
 def _cross_and_dense(
@@ -771,7 +763,7 @@ def _cross_and_dense(
         return _validate.matrix(cross, "cross", rows=p, copy=copy)[0], None
     dense, _ = _validate.matrix(dense_weights, "dense_weights", rows=p, copy=copy)
     if cross is None:
-        return gram @ dense, dense
+        return _values.cross_of(gram, dense), dense
     g, _ = _validate.matrix(cross, "cross", rows=p, copy=copy)
     if dense.shape != g.shape:
         raise InputError(f"dense_weights have shape {dense.shape}, but cross has {g.shape}.")

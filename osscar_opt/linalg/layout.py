@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from osscar_opt._typing import IntArray
+from osscar_opt._typing import BoolArray, IntArray
 
 __all__ = ["Segment", "merged_spans", "rows_by_group", "segments"]
 
@@ -30,6 +30,19 @@ class Segment:
     @property
     def span(self) -> slice:
         return self.rows(self.first, len(self.groups))
+
+    def row_numbers(self, slots: IntArray) -> IntArray:
+        """Stored rows of the groups in some slots."""
+        within = self.start + np.arange(self.size)
+        return np.asarray((slots[:, None] * self.size + within).ravel(), dtype=np.int64)
+
+    def drop(self, gone: BoolArray) -> tuple[IntArray, IntArray]:
+        """Drop active groups: the slots (movers) whose groups must take the places (holes) of others, in order."""
+        first = self.first + int(gone.sum())
+        holes = first + np.flatnonzero(gone[first - self.first :])
+        movers = self.first + np.flatnonzero(~gone[: first - self.first])
+        self.first = first
+        return movers, holes
 
     def rows(self, slot: int, stop: int | None = None) -> slice:
         stop = slot + 1 if stop is None else stop

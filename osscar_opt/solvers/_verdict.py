@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,7 @@ def judge(evidence: Evidence, tolerance: float) -> Verdict:
     """
     began = time.monotonic()
     findings: list[str] = []
+    _release(evidence.error)
     proposal, failure = _admitted(evidence)
     best = None if proposal is None else _score_proposal(evidence, proposal, findings)
     best = _best_of(evidence.problem, best, _claims(evidence))
@@ -120,6 +122,15 @@ def judge(evidence: Evidence, tolerance: float) -> Verdict:
         certificate=certificate,
         stats=_stats(evidence, proposal, proof, findings, time.monotonic() - began),
     )
+
+
+def _release(error: BaseException | None) -> None:
+    """Let go of what the frames of a failed solver hold, tableaux foremost: a refit needs the memory."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _admitted(evidence: Evidence) -> tuple[Proposal | None, str]:

@@ -11,14 +11,20 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from osscar_opt.formulations.solution import Termination
+from osscar_opt.linalg.threads import at_most, limit_this_thread, read_environment
 from osscar_opt.solvers.base import Abandoned, Deadline
 
-__all__ = ["Worker", "abandoned_threads_run", "attend", "one_blas_thread"]
+__all__ = ["Worker", "abandoned_threads_run", "attend", "interruption", "one_blas_thread"]
+
+interruption: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar(
+    "interruption", default=None
+)
+"""Set by whoever calls from a thread that Ctrl-C does not reach, and passes Ctrl-C on: an event, set means Ctrl-C."""
 
 _abandoned: list[Worker[Any]] = []
 """Workers that had not ended when they were abandoned."""
 
-_one_at_a_time = threading.RLock()
+_abandoned_lock = threading.Lock()
 
 _POLL = 0.05
 _PATIENCE_AFTER_INTERRUPT = 1.0
@@ -48,6 +54,7 @@ class Worker(Generic[T]):
         self._ended = (
             threading.Event()
         )  # Thread.join, once interrupted, takes a running thread for ended (Python 3.11)
+        read_environment()
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name="osscar-opt solver", daemon=True)
         self._thread.start()
@@ -82,11 +89,13 @@ class Worker(Generic[T]):
                 )
             if self.finished(within=_FAREWELL):
                 return
-        _abandoned.append(self)
+        with _abandoned_lock:
+            _abandoned.append(self)
 
     def _run(self) -> None:
         try:
             try:
+                limit_this_thread()
                 self.result = self._task()
             except BaseException as error:  # handed to the caller, who decides
                 self.error = error
@@ -103,7 +112,8 @@ def attend(
 ) -> Termination | None:
     """Wait for a worker, in short steps, until it ends or has ignored the deadline for `grace` seconds.
 
-    A first KeyboardInterrupt stops the deadline and waits a second at most; a further one propagates.
+    A first KeyboardInterrupt, or `interruption`, stops the deadline and waits a second at most; a further
+    KeyboardInterrupt propagates.
 
     Parameters
     ----------
@@ -124,8 +134,11 @@ def attend(
     >>> attend(Worker(lambda: None), Deadline(), 0.1, lambda: None) is None
     True
     """
+    interrupted = interruption.get()
     try:
         while deadline.remaining() > 0.0:
+            if interrupted is not None and interrupted.is_set():
+                raise KeyboardInterrupt
             if worker.finished(within=min(_POLL, deadline.remaining())):
                 return None
             watch()
@@ -145,8 +158,9 @@ def abandoned_threads_run() -> bool:
     >>> abandoned_threads_run()
     False
     """
-    _abandoned[:] = [worker for worker in _abandoned if not worker.finished()]
-    return bool(_abandoned)
+    with _abandoned_lock:
+        _abandoned[:] = [worker for worker in _abandoned if not worker.finished()]
+        return bool(_abandoned)
 
 
 @atexit.register
@@ -176,10 +190,5 @@ def one_blas_thread(when: bool) -> Iterator[None]:
     >>> with one_blas_thread(True):
     ...     pass
     """
-    if not when:
-        yield
-        return
-    from threadpoolctl import threadpool_limits
-
-    with _one_at_a_time, threadpool_limits(limits=1, user_api="blas"):  # two would restore each other's limit
+    with at_most(1) if when else contextlib.nullcontext():
         yield

@@ -87,6 +87,8 @@ class Solver(abc.ABC):
         presolved away unless ``presolve`` is False.
     presolve : bool
         If False, `propose` sees the problem as posed; it must then honour forced groups itself.
+    unhelpful : frozenset of str
+        Reductions of presolve that cost this method more than they save: not made unless they are asked for by name.
     requires : tuple of str
         Packages to be importable, by import name.
 
@@ -110,6 +112,7 @@ class Solver(abc.ABC):
     proves: ClassVar[bool] = False
     handles: ClassVar[frozenset[str]] = frozenset({"budget", "blocks", "unequal_groups"})
     presolve: ClassVar[bool] = True
+    unhelpful: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -147,10 +150,22 @@ class Solver(abc.ABC):
         array([False,  True])
         """
 
-    def removal_order(self, problem: Problem, *, deadline: Deadline, report: Report) -> IntArray:
-        """Order in which this method removes all n groups, first removed first; what `Problem.path` is made of.
+    def removal_order(self, problem: Problem, *, keep: int, deadline: Deadline, report: Report) -> IntArray:
+        """Order in which this method removes groups, first removed first; what `Problem.path` is made of.
 
-        Optional.  Limits are to be ignored; `problem` is presolved unless ``presolve`` is False.
+        Optional.  The limits of `problem` are to be ignored; it is presolved unless ``presolve`` is False.
+
+        Parameters
+        ----------
+        problem : Problem
+        keep : int
+            How many groups need not be removed: n - keep groups are due, and an order that goes on is cut there.
+        deadline : Deadline
+        report : Report
+
+        Returns
+        -------
+        (n - keep,) array of int, or longer
 
         Raises
         ------
@@ -162,7 +177,7 @@ class Solver(abc.ABC):
         >>> from osscar_opt import Problem
         >>> from osscar_opt.solvers import get_solver
         >>> problem = Problem(np.eye(3), [[1.0], [3.0], [2.0]])
-        >>> get_solver("magnitude_refit").removal_order(problem, deadline=Deadline(), report=Report())
+        >>> get_solver("magnitude_refit").removal_order(problem, keep=0, deadline=Deadline(), report=Report())
         array([0, 2, 1])
         """
         raise CapabilityError(f"method {self.name!r} gives no path over all keep; use method='greedy'.")

@@ -44,6 +44,7 @@ class Forward(Solver):
     """
 
     name: ClassVar[str] = "forward"
+    unhelpful: ClassVar[frozenset[str]] = frozenset({"rank"})  # the tableau reads G once, and in parts
     device: str = "cpu"
     precision: Precision = "float64"
 
@@ -59,7 +60,7 @@ class Forward(Solver):
         support[added] = True
         return Proposal(support, stats={"additions": len(added)}, termination=termination)
 
-    def removal_order(self, problem: Problem, *, deadline: Deadline, report: Report) -> IntArray:
+    def removal_order(self, problem: Problem, *, keep: int, deadline: Deadline, report: Report) -> IntArray:
         unlimited = problem.with_limits(
             keep=problem.n,
             costs=None,

@@ -47,6 +47,7 @@ class Greedy(Solver):
     """
 
     name: ClassVar[str] = "greedy"
+    unhelpful: ClassVar[frozenset[str]] = frozenset({"rank"})  # the tableau reads G once, and in parts
     device: str = "cpu"
     precision: Precision = "float64"
 
@@ -57,17 +58,15 @@ class Greedy(Solver):
         greedy = backward_selection(problem, deadline=deadline, report=report, kernels=kernels)
         support, stats = greedy.support, greedy.stats
         if problem.limits.cardinality is None and greedy.in_time:
-            walk = Walk(
-                problem, support, deadline=deadline, report=report, value=greedy.value, kernels=kernels
-            )
+            walk = Walk.after(problem, greedy, deadline=deadline, report=report, kernels=kernels)
             stats = stats | {"added_back": walk.add_best()}
             support = walk.support
         termination = Termination.COMPLETED if greedy.in_time else Termination.TIME_LIMIT
         return Proposal(support, stats=stats, termination=termination)
 
-    def removal_order(self, problem: Problem, *, deadline: Deadline, report: Report) -> IntArray:
+    def removal_order(self, problem: Problem, *, keep: int, deadline: Deadline, report: Report) -> IntArray:
         unlimited = problem.with_limits(
-            keep=0,
+            keep=keep,
             costs=None,
             budget=None,
             blocks=None,

@@ -47,5 +47,5 @@ class MagnitudeRefit(Solver):
     ) -> Proposal:
         return Proposal(ranked_support(problem, magnitude_scores(problem, self.norm)))
 
-    def removal_order(self, problem: Problem, *, deadline: Deadline, report: Report) -> IntArray:
+    def removal_order(self, problem: Problem, *, keep: int, deadline: Deadline, report: Report) -> IntArray:
         return np.argsort(magnitude_scores(problem, self.norm), kind="stable").astype(np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from typing import Any
 
 from osscar_opt.solvers.base import Deadline, Progress, Report
 
-__all__ = ["Event", "Watcher"]
+__all__ = ["Event", "Tally", "Watcher"]
 
 _SHOW_AFTER = 2.0
+
+_terminal = threading.Lock()
+"""Held by the line that is being drawn: searches in several threads would write over each other's."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,10 @@ class Watcher:
             self._on_event(Event(elapsed, *state))
         self._seen = state
         if self._show and elapsed >= _SHOW_AFTER:
-            self._line = self._line or _Line(self._title)
-            self._line.draw(Event(elapsed, *state), self._deadline.remaining())
+            self._line = self._line or _line(self._title)
+            if self._line is not None:
+                said = _described(Event(elapsed, *state), self._deadline.remaining())
+                self._line.draw(state[2].fraction, said)
 
     def close(self) -> None:
         """Take the line off the terminal.
@@ -102,8 +108,69 @@ class Watcher:
         --------
         >>> Watcher("demo", Deadline()).close()
         """
-        if self._line is not None:
-            self._line.close()
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+
+class Tally:
+    """The line for many searches at once: how many are over, and about how long the rest takes.
+
+    Parameters
+    ----------
+    total : int or None
+        How many there are, if that is known.
+    show : bool, optional
+        None: only if stderr is a terminal.
+
+    Examples
+    --------
+    >>> tally = Tally(10, show=False)
+    >>> tally.look(done=3, running=2)
+    >>> tally.close()
+    """
+
+    def __init__(self, total: int | None, show: bool | None = None) -> None:
+        self._total = total
+        self._show = sys.stderr.isatty() if show is None else show
+        self._began = time.monotonic()
+        self._line: _Line | None = None
+
+    def look(self, done: int, running: int) -> None:
+        """Draw the line, if it has taken long.
+
+        Examples
+        --------
+        >>> Tally(None, show=False).look(done=0, running=1)
+        """
+        elapsed = time.monotonic() - self._began
+        if self._show and elapsed >= _SHOW_AFTER:
+            self._line = self._line or _line("problems")
+            if self._line is not None:
+                fraction = done / self._total if self._total else None
+                self._line.draw(fraction, _tallied(done, running, self._total, elapsed))
+
+    def close(self) -> None:
+        """Take the line off the terminal.
+
+        Examples
+        --------
+        >>> Tally(None, show=False).close()
+        """
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+
+def _line(title: str) -> _Line | None:
+    """A line to draw on, or None while another search has it."""
+    if not _terminal.acquire(blocking=False):
+        return None
+    try:
+        return _Line(title)
+    except BaseException:  # Ctrl-C, say, while rich is being imported
+        _terminal.release()
+        raise
 
 
 class _Line:
@@ -124,17 +191,25 @@ class _Line:
         self._task = self._progress.add_task(title, total=None, state="")
         self._progress.start()
 
-    def draw(self, event: Event, time_left: float) -> None:
-        fraction = event.progress.fraction
+    def draw(self, fraction: float | None, said: str) -> None:
         self._progress.update(
-            self._task,
-            total=None if fraction is None else 1.0,
-            completed=fraction or 0.0,
-            state=_described(event, time_left),
+            self._task, total=None if fraction is None else 1.0, completed=fraction or 0.0, state=said
         )
 
     def close(self) -> None:
-        self._progress.stop()
+        try:
+            self._progress.stop()
+        finally:
+            _terminal.release()
+
+
+def _tallied(done: int, running: int, total: int | None, elapsed: float) -> str:
+    """The time left follows from the mean over those that are over, those that run counting as half done."""
+    parts = [f"{done} done" if total is None else f"{done}/{total} done", f"{running} running"]
+    if total is not None and done:
+        begun = done + 0.5 * running
+        parts.append(f"about {elapsed / begun * max(total - begun, 0.0):.0f} s left")
+    return ", ".join(parts)
 
 
 def _described(event: Event, time_left: float) -> str:

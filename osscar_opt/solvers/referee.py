@@ -43,12 +43,13 @@ from osscar_opt.formulations.presolve import REDUCTIONS, Presolved
 from osscar_opt.formulations.presolve import presolve as run_presolve
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Solution, Termination, TraceEntry
+from osscar_opt.linalg.threads import in_force, threads
 from osscar_opt.solvers._proof import all_kept
 from osscar_opt.solvers._verdict import Evidence, Verdict, judge
 from osscar_opt.solvers._worker import Worker, abandoned_threads_run, attend, one_blas_thread
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
 from osscar_opt.solvers.progress import Event, Watcher
-from osscar_opt.solvers.registry import get_solver, methods_handling
+from osscar_opt.solvers.registry import default_reductions, get_solver, methods_handling
 
 __all__ = ["solve"]
 
@@ -172,8 +173,24 @@ class _Search:
         if self.isolation == "process":
             from osscar_opt.solvers.isolation import propose_in_child
 
-            propose = functools.partial(propose_in_child, self.solver)
+            limit = in_force()
+            solver = self.solver if limit is None else _InChild(self.solver, limit)
+            propose = functools.partial(propose_in_child, solver)
         return propose(presolved.problem, start=start, deadline=self.deadline, report=report)
+
+
+@dataclasses.dataclass(frozen=True)
+class _InChild(Solver):
+    """A solver in a child process, whose BLAS knows nothing of the limit on the parent's."""
+
+    solver: Solver
+    limit: int
+
+    def propose(
+        self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
+    ) -> Proposal:
+        threads(self.limit)
+        return self.solver.propose(problem, start=start, deadline=deadline, report=report)
 
 
 def _run(search: _Search, watcher: Watcher, grace: float) -> Evidence:
@@ -233,7 +250,7 @@ def _posed(problem: Problem, keep: int | None) -> Problem:
 
 def _reductions(solver: Solver, presolve: bool | Collection[str]) -> Collection[str]:
     if isinstance(presolve, bool):
-        return tuple(REDUCTIONS) if presolve and solver.presolve else ()
+        return default_reductions(solver) if presolve else ()
     named = (presolve,) if isinstance(presolve, str) else presolve
     if not isinstance(named, Collection):
         raise InputError(f"presolve = {presolve!r} must be True, False or names of reductions.")
@@ -296,7 +313,7 @@ def _refit_seconds(problem: Problem) -> float:
     """What refitting and evaluating one support should take, from its operations and a measured speed."""
     fraction = 1.0 if problem.keep is None else problem.keep / max(problem.n, 1)
     rows = fraction * problem.p
-    operations = rows**3 / 3.0 + 6.0 * rows**2 * problem.q + 2.0 * problem.p**2 * problem.q
+    operations = rows**3 / 3.0 + 6.0 * rows**2 * problem.q + problem.p**2 * problem.q
     return 1.5 * operations / _operations_per_second()
 
 

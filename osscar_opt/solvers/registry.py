@@ -24,12 +24,14 @@ from typing import Any, Literal
 import numpy as np
 
 from osscar_opt.errors import OptionError, UnavailableError, UnknownMethodError
+from osscar_opt.formulations.presolve import REDUCTIONS
 from osscar_opt.solvers.base import Solver
 
 __all__ = [
     "OptionInfo",
     "SolverInfo",
     "SolverTable",
+    "default_reductions",
     "get_solver",
     "methods_handling",
     "solver_class",
@@ -239,6 +241,17 @@ def methods_handling(features: Iterable[str]) -> tuple[str, ...]:
     """
     needed = frozenset(features) - {"forced"}  # presolved away for whoever does not handle it
     return tuple(info.name for info in solvers() if info.available and needed <= info.handles)
+
+
+def default_reductions(solver: Solver) -> tuple[str, ...]:
+    """Reductions that presolve makes for a method unless told otherwise.
+
+    Examples
+    --------
+    >>> "rank" in default_reductions(get_solver("exact")), "rank" in default_reductions(get_solver("greedy"))
+    (True, False)
+    """
+    return tuple(name for name in REDUCTIONS if solver.presolve and name not in solver.unhelpful)
 
 
 def _load(source: str) -> type[Solver]:

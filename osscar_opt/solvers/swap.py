@@ -43,6 +43,7 @@ class Swap(Solver):
     """
 
     name: ClassVar[str] = "swap"
+    unhelpful: ClassVar[frozenset[str]] = frozenset({"rank"})  # the tableau reads G once, and in parts
     per_evaluation: int = field(default=16, metadata={"least": 1})
     device: str = "cpu"
     precision: Precision = "float64"
@@ -51,18 +52,15 @@ class Swap(Solver):
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
     ) -> Proposal:
         kernels = make_kernels(self.device, self.precision)
-        value, stats = None, {}
         if start is None:
-            greedy = backward_selection(problem, deadline=deadline, report=report, kernels=kernels)
+            greedy = backward_selection(
+                problem, deadline=deadline, report=report, kernels=kernels, goes_on=True
+            )
             if not greedy.in_time:
                 return Proposal(greedy.support, stats=greedy.stats, termination=Termination.TIME_LIMIT)
-            start, value, stats = greedy.support, greedy.value, greedy.stats
-        walk = Walk(problem, start, deadline=deadline, report=report, value=value, kernels=kernels)
+            walk = Walk.after(problem, greedy, deadline=deadline, report=report, kernels=kernels)
+        else:
+            walk = Walk(problem, start, deadline=deadline, report=report, kernels=kernels)
         optimal = walk.descend(self.per_evaluation)
         termination = Termination.LOCAL_OPTIMUM if optimal else Termination.TIME_LIMIT
-        stats |= {
-            "exchanges": walk.exchanges,
-            "pivots": walk.tableau.pivots,
-            "drift": max(walk.tableau.drift, stats.get("drift", 0.0)),
-        }
-        return Proposal(walk.best_support, stats=stats, termination=termination)
+        return Proposal(walk.best_support, stats=walk.stats, termination=termination)

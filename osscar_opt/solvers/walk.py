@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from osscar_opt._typing import BoolArray, FloatArray, IntArray
 from osscar_opt.formulations.problem import Problem
+from osscar_opt.formulations.solution import Termination
 from osscar_opt.linalg.kernels import Kernels
-from osscar_opt.linalg.swaps import swap_changes
+from osscar_opt.linalg.swaps import best_swaps
+from osscar_opt.linalg.tableau import Tableau
 from osscar_opt.solvers.base import Deadline, Report
-from osscar_opt.solvers.selection import best_addition, open_tableau, removal_shares, rounding_of
+from osscar_opt.solvers.selection import Selected, best_addition, open_tableau, removal_shares, rounding_of
 
 __all__ = ["Walk"]
 
@@ -27,6 +31,8 @@ class Walk:
         Feasible.
     value : float, optional
         Its objective, if known.
+    tableau : Tableau, optional
+        A two-sided one that stands at the support.
 
     Attributes
     ----------
@@ -54,15 +60,41 @@ class Walk:
         report: Report,
         value: float | None = None,
         kernels: Kernels | None = None,
+        tableau: Tableau | None = None,
     ) -> None:
         self.problem, self.deadline, self.report = problem, deadline, report
-        self.tableau = open_tableau(problem, support, "both", kernels=kernels)
+        self.tableau = tableau or open_tableau(problem, support, "both", kernels=kernels)
         self._limits = problem.limits
-        self._start_value = problem.value(support) if value is None else value
+        self._start_value = (problem.value(support) if value is None else value) - self.tableau.change
         self.movable = ~(problem.always_keep | problem.always_remove)
+        self._largest_group = int(problem.groups.sizes.max(initial=0))
+        self._before: dict[str, Any] = {}
         self.exchanges = 0
         self.best_value, self.best_support = np.inf, self.tableau.support.copy()
         self.record()
+
+    @classmethod
+    def after(
+        cls,
+        problem: Problem,
+        selected: Selected,
+        *,
+        deadline: Deadline,
+        report: Report,
+        kernels: Kernels | None = None,
+    ) -> Walk:
+        """Go on where a selection ended, on its tableau if that is two-sided; its counts join those of the walk."""
+        walk = cls(
+            problem,
+            selected.support,
+            deadline=deadline,
+            report=report,
+            value=selected.value,
+            kernels=kernels,
+            tableau=selected.tableau,
+        )
+        walk._before = selected.stats
+        return walk
 
     @property
     def value(self) -> float:
@@ -74,8 +106,7 @@ class Walk:
 
     def record(self) -> bool:
         """Remember the current support if it is the best so far, by more than rounding."""
-        trifle = max(_RELATIVE_GAIN * abs(self.value), 1e-14 * abs(self.problem.constant))
-        if not self.value < self.best_value - trifle:
+        if not self.value < self.best_value - self._trifle:
             return False
         self.best_value, self.best_support = self.value, self.support.copy()
         self.report.incumbent(self.best_support, self.best_value)
@@ -84,9 +115,26 @@ class Walk:
     def move_to(self, support: BoolArray) -> None:
         """Pivot to any support, group by group; additions first, so that no weight is lost on the way."""
         for group in np.flatnonzero(support & ~self.support):
-            self.tableau.pivot(int(group))
+            self.tableau.move(int(group))
         for group in np.flatnonzero(self.support & ~support):
-            self.tableau.pivot(int(group))
+            self.tableau.move(int(group))
+
+    @property
+    def _trifle(self) -> float:
+        """What is no improvement but rounding."""
+        return max(_RELATIVE_GAIN * abs(self.value), 1e-14 * abs(self.problem.constant))
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Counts for `Solution.stats`; `factorizations` above one says that drift was found and mended."""
+        tableau, before = self.tableau, self._before
+        return {
+            **before,
+            "exchanges": self.exchanges,
+            "pivots": tableau.pivots,
+            "factorizations": max(tableau.factorizations, before.get("factorizations", 0)),
+            "drift": max(tableau.drift, before.get("drift", 0.0)),
+        }
 
     # ---------------------------------------------------------------- moves
 
@@ -97,7 +145,7 @@ class Walk:
             group = int(np.argmin(losses))
             if not np.isfinite(losses[group]):
                 return
-            self.tableau.pivot(group)
+            self.tableau.move(group)
 
     def remove_until_feasible(self, spared: BoolArray) -> None:
         """Remove groups, each time the one of least loss per share of the excess mended, sparing some if possible."""
@@ -107,20 +155,82 @@ class Walk:
                 shares[spared] = 0.0
             ratios = np.full(len(shares), np.inf)
             np.divide(self.tableau.losses(), shares, out=ratios, where=shares > 0)
-            self.tableau.pivot(int(np.argmin(ratios)))
+            self.tableau.move(int(np.argmin(ratios)))
 
     def add_best(self, forbidden: BoolArray | None = None) -> int:
         """Add groups, each time the best, while any fits; returns how many."""
         added = 0
         while (group := best_addition(self.problem, self.tableau, forbidden)) is not None:
-            self.tableau.pivot(group)
+            self.tableau.move(group)
             added += 1
         return added
 
-    def exchange(self, count: int) -> None:
-        """Remove the `count` cheapest groups, then add the best while any fits, each choice exact at its turn."""
-        self.remove_cheapest(count)
+    def exchange(self, count: int, *, add_first: bool = False) -> bool:
+        """Exchange `count` groups together if that improves; otherwise leave everything as it was.
+
+        Remove the cheapest, then add the best while any fits; or, if `add_first`, add the best beyond the limits,
+        then remove the cheapest until they hold. Each choice is exact at its turn, so that the value of the whole
+        exchange is: no ranking of single groups stands in for it.
+        """
+        before, value = self.support.copy(), self.value
+        self.tableau.checkpoint(2 * count * self._largest_group)
+        if add_first:
+            for _ in range(count):
+                gains = np.where(self.movable, self.tableau.gains(), -np.inf)
+                group = int(np.argmax(gains))
+                if not gains[group] > 0:
+                    break
+                self.tableau.move(group)
+            self.remove_until_feasible(spared=np.zeros(len(before), dtype=bool))
+        else:
+            self.remove_cheapest(count)
         self.add_best()
+        if self._limits.feasible(self.support) and self.value < value - self._trifle:
+            self.tableau.commit()
+            self.exchanges += count
+            self.record()
+            return True
+        if not self.tableau.rollback():
+            self.move_to(before)
+        return False
+
+    def improve(self, exchange: int, rounds: int = 1_000_000) -> tuple[Termination, int]:
+        """Exchange many groups at once, then fewer, then single ones, until nothing improves; also returns the rounds.
+
+        Exchanges of `exchange` groups as long as they improve, then of half as many, down to one; then single ones
+        (`descend`). Where that is done, twice and four times as many are tried, and what they win starts it all over.
+        Never more than a quarter of either side: an exchange of most of what there is hardly ever improves.
+        """
+        kept, removed = int(self.support.sum()), int((~self.support).sum())
+        most, done = (min(kept, removed) + 3) // 4, 0
+        while True:
+            count = min(exchange, most)
+            while count >= 1:
+                if done >= rounds or self.deadline.expired():
+                    return self._why_stopped, done
+                done += 1
+                self.report.progress(done, None, "rounds of exchanges")
+                if not self._both_ways(count):
+                    count //= 2
+            before = self.value
+            if not self.descend():
+                return self._why_stopped, done
+            if self.value < before:
+                continue
+            wide = [size for size in (2 * exchange, 4 * exchange) if 0 < size <= most]
+            if done >= rounds or self.deadline.expired():
+                return self._why_stopped, done
+            done += len(wide)
+            if not any(self._both_ways(size) for size in wide):
+                return Termination.LOCAL_OPTIMUM, done
+
+    def _both_ways(self, count: int) -> bool:
+        improved = [self.exchange(count, add_first=add_first) for add_first in (False, True)]
+        return any(improved)
+
+    @property
+    def _why_stopped(self) -> Termination:
+        return Termination.TIME_LIMIT if self.deadline.expired() else Termination.ITERATION_LIMIT
 
     def descend(self, per_evaluation: int = 16) -> bool:
         """Exchange single groups until no exchange and no addition improves; False if time ran out before.
@@ -149,18 +259,17 @@ class Walk:
 
     def _best_exchanges(self) -> tuple[IntArray, IntArray, FloatArray]:
         """For every kept group the best partner to exchange it for, with the change (0 if none improves)."""
-        kept, removed, changes = swap_changes(self.tableau)
-        if changes.size == 0:
-            return kept[:0], removed[:0], np.empty(0)
-        if self._limits.cardinality is None:
-            changes[~self._exchangeable(kept, removed)] = np.inf
-        if not self.movable.all():
-            changes[~self.movable[kept]] = np.inf
-            changes[:, ~self.movable[removed]] = np.inf
-        partner = changes.argmin(axis=1)
-        best = changes[np.arange(len(kept)), partner]
+        free = self._limits.cardinality is not None and bool(self.movable.all())
+        kept, partner, best = best_swaps(self.tableau, None if free else self._allowed)
         enough = best < -_RELATIVE_GAIN * self.tableau.losses()[kept]
-        return kept, removed[partner], np.where(enough, best, 0.0)
+        return kept, partner, np.where(enough, best, 0.0)
+
+    def _allowed(self, kept: IntArray, removed: IntArray) -> BoolArray:
+        """(|kept|, |removed|) whether the exchange keeps to every limit and moves nothing that is decided."""
+        allowed = self.movable[kept, None] & self.movable[removed]
+        if self._limits.cardinality is None:
+            allowed &= self._exchangeable(kept, removed)
+        return np.asarray(allowed)
 
     def _try_exchange(self, out: int, new: int) -> bool:
         """Exchange two groups if that still improves; otherwise leave everything as it was."""
@@ -171,11 +280,14 @@ class Walk:
             and not self._exchangeable(np.array([out]), np.array([new]))[0, 0]
         ):
             return False
+        self.tableau.checkpoint(2 * self._largest_group)
         cost = self.tableau.pivot(out)
         if self.tableau.gains()[new] > (1.0 + _RELATIVE_GAIN) * cost:
-            self.tableau.pivot(new)
+            self.tableau.move(new)
+            self.tableau.commit()
             return True
-        self.tableau.pivot(out)
+        if not self.tableau.rollback():
+            self.tableau.move(out)
         return False
 
     def _exchangeable(self, kept: IntArray, removed: IntArray) -> BoolArray:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from osscar_opt.errors import InputError, LayerError
@@ -137,7 +138,8 @@ def problem_from_layer(
         moments = {"cross_moment": gram.cross_moment(), "target_energy": gram.target_energy()}
     return Problem.from_moments(
         gram.second_moment(),
-        weights.numpy(),
+        np.array(weights.numpy(), dtype=np.float64),
+        copy=False,  # nobody else holds these arrays
         damping=damping,
         groups=row_group,
         keep=kept,

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from osscar_opt.errors import LayerError
+from osscar_opt.linalg.blas import mirror_lower
 
 __all__ = ["GramAccumulator"]
 
@@ -125,9 +126,9 @@ class GramAccumulator:
         >>> gram.second_moment()
         array([[5.]])
         """
-        gram = self._ready(self._gram)
-        upper = torch.triu(gram)
-        return _as_array((upper + torch.triu(gram, 1).T) / self.rows)
+        moment = _as_array(self._ready(self._gram) / self.rows)
+        mirror_lower(moment.T)  # the upper triangle holds what was summed
+        return moment
 
     def cross_moment(self) -> NDArray[np.float64]:
         """X'Y / N.
