@@ -21,11 +21,12 @@ def _linear(dtype: torch.dtype = torch.float64, p: int = P, q: int = Q) -> torch
     return torch.nn.Linear(p, q, dtype=dtype)
 
 
-def test_round_trip_gives_x_times_weights_plus_the_old_bias() -> None:
+@pytest.mark.parametrize("intercept", [False, True])
+def test_round_trip_gives_x_times_weights_plus_the_bias(intercept: bool) -> None:
     layer, x = _linear(), _inputs()
-    bias = layer.bias.detach().clone()
     pointer = layer.weight.data_ptr()
-    solution = problem_from_layer(layer, x, groups=3, keep=2).solve("magnitude_refit")
+    solution = problem_from_layer(layer, x, groups=3, keep=2, intercept=intercept).solve("magnitude_refit")
+    bias = torch.from_numpy(solution.intercept) if intercept else layer.bias.detach().clone()
     solution.apply_to(layer)
     with torch.no_grad():
         output = layer(x).numpy()

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import _get_current_function_mode
 from torch.utils.data import DataLoader, TensorDataset
 
 from osscar_opt.errors import LayerError
+from osscar_opt.torch import problem_from_layer
 from osscar_opt.torch.collect import visit_layer_inputs
+from osscar_opt.torch.watch import LayerCall
 
 
 class Net(torch.nn.Module):
@@ -44,8 +47,8 @@ def _tokens(rows: int = 6, length: int = 4) -> torch.Tensor:
 def _reached(net: Net, batches: Any, layer: str = "second") -> torch.Tensor:
     rows = []
 
-    def consume(x: torch.Tensor, mask: torch.Tensor | None) -> None:
-        flat = x.reshape(-1, x.shape[-1])
+    def consume(call: LayerCall, mask: torch.Tensor | None) -> None:
+        flat = call.inputs.reshape(-1, call.inputs.shape[-1])
         rows.append(flat if mask is None else flat[mask.reshape(-1) != 0])
 
     visit_layer_inputs(net, net.get_submodule(layer), layer, batches, consume)
@@ -89,18 +92,19 @@ def test_padding_is_dropped_positional_or_by_name() -> None:
 
 
 def test_a_layer_that_sees_one_row_a_sequence_ignores_the_mask() -> None:
-    tokens = _tokens()
+    tokens = _tokens(rows=9)
     mask = torch.ones_like(tokens)
     mask[:, 3] = 0
-    assert _reached(Net(), {"input_ids": tokens, "attention_mask": mask}, "pooled").shape == (6, 8)
+    problem = problem_from_layer(Net(), "pooled", {"input_ids": tokens, "attention_mask": mask})
+    assert problem.provenance["calibration_rows"] == 9
 
 
 def test_masks_that_cannot_be_matched_are_refused() -> None:
     net, tokens = Net(), _tokens()
     with pytest.raises(LayerError, match=r"shape \(batch, length\)"):
         _reached(net, {"input_ids": tokens, "attention_mask": torch.ones(6, 1, 4, 4)})
-    with pytest.raises(LayerError, match="does not cover"):
-        _reached(net, {"input_ids": tokens, "attention_mask": torch.ones(6, 9)})
+    with pytest.raises(LayerError, match=r"second has rows of shape \(6, 4\).*does not cover"):
+        problem_from_layer(net, "second", {"input_ids": tokens, "attention_mask": torch.ones(6, 9)})
 
 
 def test_passes_after_the_first_stop_at_the_layer() -> None:
@@ -121,14 +125,15 @@ def test_the_model_is_left_as_it_was_found(fails: bool) -> None:
     net.train()
     net.first.eval()
     net.second.weight.requires_grad_(False)
+    net.first.bias.grad = torch.ones(8)
     modes = {name: module.training for name, module in net.named_modules()}
     grads = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     seen = []
 
-    def consume(x: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def consume(call: LayerCall, mask: torch.Tensor | None) -> None:
         assert not net.drop.training
         assert not torch.is_grad_enabled()
-        seen.append(x)
+        seen.append(call)
         if fails and len(seen) == 2:
             raise RuntimeError("planted")
 
@@ -138,20 +143,21 @@ def test_the_model_is_left_as_it_was_found(fails: bool) -> None:
             visit_layer_inputs(net, net.second, "second", batches, consume)
     else:
         visit_layer_inputs(net, net.second, "second", batches, consume)
-    assert not net.second._forward_pre_hooks
+    assert _get_current_function_mode() is None
     assert {name: module.training for name, module in net.named_modules()} == modes
     assert {name: parameter.requires_grad for name, parameter in net.named_parameters()} == grads
     assert torch.is_grad_enabled()
+    assert torch.equal(net.first.bias.grad, torch.ones(8))
     count = len(seen)
     net(_tokens())
     assert len(seen) == count
 
 
-def test_hooks_come_off_when_the_model_itself_fails() -> None:
+def test_nothing_watches_any_more_when_the_model_itself_fails() -> None:
     net = Net()
     with pytest.raises(IndexError):
         _reached(net, torch.full((2, 3), 99))
-    assert not net.second._forward_pre_hooks
+    assert _get_current_function_mode() is None
 
 
 def test_a_models_own_error_handling_does_not_swallow_the_stop() -> None:
@@ -169,9 +175,29 @@ def test_a_models_own_error_handling_does_not_swallow_the_stop() -> None:
     guarded = Guarded()
     rows = []
     visit_layer_inputs(
-        guarded, guarded.net.second, "s", list(_tokens().split(2)), lambda x, mask: rows.append(x)
+        guarded, guarded.net.second, "s", list(_tokens().split(2)), lambda call, mask: rows.append(call)
     )
     assert len(rows) == 3
+
+
+def test_a_compiled_model_is_run_as_it_was_written() -> None:
+    net, tokens = Net(), _tokens()
+    compiled = torch.compile(net, backend="eager")
+    compiled(tokens)
+    rows: list[torch.Tensor] = []
+    visit_layer_inputs(
+        compiled, net.second, "second", tokens, lambda call, mask: rows.append(call.inputs.reshape(-1, 8))
+    )
+    torch.testing.assert_close(torch.cat(rows), _hidden(net, tokens).reshape(-1, 8))
+
+
+def test_batch_encodings() -> None:
+    transformers = pytest.importorskip("transformers")
+    net, tokens = Net(), _tokens()
+    mask = torch.ones_like(tokens)
+    mask[0, 1:] = 0
+    encoding = transformers.BatchEncoding({"input_ids": tokens, "attention_mask": mask})
+    assert _reached(net, [encoding, encoding]).shape == (2 * (6 * 4 - 3), 8)
 
 
 def test_sentences() -> None:

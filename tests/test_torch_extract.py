@@ -68,7 +68,7 @@ def _expected(x: torch.Tensor, w: np.ndarray, damping: float = 1e-2) -> tuple[np
 @pytest.mark.parametrize("kind", [torch.nn.Linear, PaddedLinear, Conv1D])
 def test_layer_and_inputs_match_numpy(kind: type[torch.nn.Module]) -> None:
     layer, x = _layer(kind), _inputs()
-    problem = Problem.from_torch_layer(layer, x.view(9, 10, P), keep=7)
+    problem = Problem.from_torch_layer(layer, x.view(9, 10, P), keep=7, intercept=False)
     gram, cross = _expected(x, _dense(layer))
     np.testing.assert_allclose(problem.gram, gram, rtol=1e-12, atol=1e-10)
     np.testing.assert_allclose(problem.cross, cross, rtol=1e-10, atol=1e-8)
@@ -79,7 +79,7 @@ def test_layer_and_inputs_match_numpy(kind: type[torch.nn.Module]) -> None:
 
 def test_the_objective_is_the_reconstruction_error_of_the_layer() -> None:
     layer, x = _layer(torch.nn.Linear), _inputs()
-    problem = problem_from_layer(layer, x, damping=1e-12)
+    problem = problem_from_layer(layer, x, damping=1e-12, intercept=False)
     pruned = _dense(layer).copy()
     pruned[3:6] = 0.0
     other = torch.nn.Linear(P, Q)
@@ -103,7 +103,7 @@ def test_same_problem_however_the_batches_are_cut(sizes: list[int]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_layers_and_inputs(dtype: torch.dtype) -> None:
     layer, x = _layer(torch.nn.Linear).to(dtype), _inputs().to(dtype)
-    problem = problem_from_layer(layer, x)
+    problem = problem_from_layer(layer, x, intercept=False)
     gram, cross = _expected(x, _dense(layer))
     np.testing.assert_allclose(problem.gram, gram, rtol=1e-12, atol=1e-10)
     np.testing.assert_allclose(problem.cross, cross, rtol=1e-10, atol=1e-8)
@@ -140,14 +140,16 @@ def test_a_half_precision_model_is_extracted_in_its_own_dtype() -> None:
 def test_teacher_inputs_set_the_targets() -> None:
     layer, x = _layer(torch.nn.Linear), _inputs()
     teacher = x + 0.3 * torch.randn(ROWS, P, generator=torch.Generator().manual_seed(6))
-    problem = problem_from_layer(layer, list(x.split(30)), target_inputs=list(teacher.split(30)), keep=4)
+    problem = problem_from_layer(
+        layer, list(x.split(30)), target_inputs=list(teacher.split(30)), keep=4, intercept=False
+    )
     a, b, w = x.double().numpy(), teacher.double().numpy(), _dense(layer)
     gram, _ = _expected(x, w)
     ridge = gram[0, 0] - (a.T @ a / ROWS)[0, 0]
     np.testing.assert_allclose(problem.cross, a.T @ (b @ w) / ROWS + ridge * w, rtol=1e-9, atol=1e-7)
     error = 0.5 * ((b @ w - a @ w) ** 2).sum() / ROWS
     assert problem.objective(w) == pytest.approx(error, rel=1e-9)
-    assert problem.provenance["targets"] == "teacher inputs"
+    assert problem.provenance["targets"] == "teacher"
     with pytest.raises(LayerError, match="more batches of inputs"):
         problem_from_layer(layer, list(x.split(30)), target_inputs=[teacher[:30]])
     with pytest.raises(InputError, match="target_inputs"):
@@ -170,7 +172,7 @@ def test_group_sizes_and_labels() -> None:
         ({"groups": "heads"}, "needs head_dim= or num_heads="),
         ({"groups": "heads", "num_heads": 5}, "do not make a layer of width 12"),
         ({"groups": "heads", "head_dim": 0}, "do not make a layer"),
-        ({"groups": "channels"}, "not known"),
+        ({"groups": "filters"}, "not known"),
         ({"num_heads": 3}, 'belong to groups="heads"'),
     ]:
         with pytest.raises(InputError, match=sentence):
@@ -240,7 +242,10 @@ def test_sentences_about_layers() -> None:
         problem_from_layer(named, "mlp.downproj", torch.randn(90, 4))
     with pytest.raises(LayerError, match="no layer named 'zzz': the closest names are 0, 2"):
         problem_from_layer(model, "zzz", torch.randn(90, 4))
-    with pytest.raises(LayerError, match=r"is a ReLU.*torch\.nn\.Linear and transformers Conv1D"):
+    with pytest.raises(
+        LayerError,
+        match=r"is a ReLU.*torch\.nn\.Linear, torch\.nn\.Conv1d, torch\.nn\.Conv2d and transformers Conv1D",
+    ):
         problem_from_layer(model, "1", torch.randn(90, 4))
     with pytest.raises(LayerError, match="expected a torch module"):
         problem_from_layer("model", "1", torch.randn(90, 4))  # type: ignore[arg-type]

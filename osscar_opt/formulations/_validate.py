@@ -22,6 +22,7 @@ __all__ = [
     "positive_definite",
     "scalar",
     "symmetric",
+    "vector",
 ]
 
 _BLOCK = 512
@@ -145,6 +146,16 @@ def nonnegative_vector(value: Any, name: str, n: int) -> FloatArray:
     if np.any(result < 0.0):
         worst = int(np.argmin(result))
         raise InputError(f"{name} must not be negative, but {name}[{worst}] = {result[worst]:.6g}.")
+    return result
+
+
+def vector(value: Any, name: str, n: int) -> FloatArray:
+    """Return a new array of n finite float64 numbers."""
+    given = _as_array(value, name)
+    if given.shape != (n,):
+        raise InputError(f"{name} must hold {n} numbers, but its shape is {given.shape}.")
+    result = given.astype(np.float64)
+    _require_finite(result, name)
     return result
 
 

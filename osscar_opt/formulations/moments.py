@@ -8,6 +8,9 @@ With X (N x p) inputs, W0 (p x q) dense weights, Y (N x q) targets and ridge = d
 
 so that the objective is  |Y - X W|^2 / (2N) + ridge/2 |W - W0|^2, half the mean squared error of the outputs plus a
 pull towards the dense weights, as in OSSCAR (Meng et al., ICML 2024), which damps by 1e-2.
+
+With an intercept, X and Y stand for X - mean(X) and Y - mean(Y): the best intercept of any W is
+mean(Y) - W' mean(X), and what is left to minimise is |(Y - mean) - (X - mean) W|^2 / (2N).
 """
 
 from __future__ import annotations
@@ -22,18 +25,40 @@ from osscar_opt.errors import InputError
 from osscar_opt.formulations import _validate
 from osscar_opt.linalg.blas import mirror_lower, square_update
 
-__all__ = ["fields_from_moments", "keep_at_sparsity", "moments"]
+__all__ = ["column_means", "fields_from_moments", "keep_at_sparsity", "moments"]
 
 _ROWS_AT_ONCE = 8192
 
 
-def moments(inputs: Any, targets: Any = None) -> tuple[FloatArray, FloatArray | None, float | None]:
+def column_means(inputs: Any, targets: Any = None) -> tuple[FloatArray, FloatArray | None]:
+    """Means of the columns of X, and of Y where it is given, in float64.
+
+    Raises
+    ------
+    InputError
+        As for `moments`.
+
+    Examples
+    --------
+    >>> column_means([[1.0, 0.0], [1.0, 2.0]], [[2.0], [4.0]])
+    (array([1., 1.]), array([3.]))
+    """
+    x = _samples(inputs, "inputs")
+    mean = x.mean(axis=0, dtype=np.float64)
+    return mean, None if targets is None else _samples(targets, "targets").mean(axis=0, dtype=np.float64)
+
+
+def moments(
+    inputs: Any, targets: Any = None, *, about: tuple[FloatArray | None, FloatArray | None] = (None, None)
+) -> tuple[FloatArray, FloatArray | None, float | None]:
     """Return X'X/N, X'Y/N and tr(Y'Y)/N in float64, upcasting a block of rows at a time.
 
     Parameters
     ----------
     inputs : (N, p) array
     targets : (N, q) array, optional
+    about : pair of (p,) and (q,) array or None, optional
+        What is subtracted from every row of X and of Y first.
 
     Raises
     ------
@@ -59,9 +84,11 @@ def moments(inputs: Any, targets: Any = None) -> tuple[FloatArray, FloatArray | 
     for start in range(0, len(x), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         x_rows, _ = _validate.matrix(x[rows], "inputs", copy=False)
+        x_rows = x_rows if about[0] is None else x_rows - about[0]
         square_update(second.T, x_rows.T, 1.0 / len(x))
         if y is not None and cross is not None:
             y_rows, _ = _validate.matrix(y[rows], "targets", copy=False)
+            y_rows = y_rows if about[1] is None else y_rows - about[1]
             cross += x_rows.T @ y_rows
             energy += float(np.vdot(y_rows, y_rows))
     mirror_lower(second.T)

@@ -295,11 +295,13 @@ REDUCTIONS: dict[str, Reduction] = {
 
 
 def _reduced(problem: Problem, left: BoolArray, kept: BoolArray, **data: Any) -> Problem:
-    """The problem over the groups `left`, with new data; dense weights do not survive a reduction."""
+    """The problem over the groups `left`, with new data; dense weights and means do not survive a reduction."""
     state = problem._state() | {
         "groups": problem.groups.subset(left),
         "dense_weights": None,
         "dense_is_optimal": False,
+        "input_mean": None,
+        "target_mean": None,
         **vars(_budgets_after(problem, kept, left)),
         **data,
     }

@@ -27,7 +27,7 @@ from osscar_opt.formulations._budgets import Budgets, checked_budgets
 from osscar_opt.formulations._digest import content_hash
 from osscar_opt.formulations.groups import Groups
 from osscar_opt.formulations.limits import Limits
-from osscar_opt.formulations.moments import fields_from_moments, keep_at_sparsity, moments
+from osscar_opt.formulations.moments import column_means, fields_from_moments, keep_at_sparsity, moments
 from osscar_opt.linalg.factor import factor
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ class Problem:
         Groups decided beforehand.
     blocks, block_keep : (n,) array of int and (number of blocks,) array of int, optional
         Of the groups labelled b in blocks, block_keep[b] may stay.
+    input_mean, target_mean : (p,) and (q,) arrays, optional
+        Means of inputs and targets, both or neither: gram and cross are then moments about them, and the fit has an
+        intercept, ``target_mean - W' input_mean``, which no solver needs to know of.
     name : str, optional
     provenance : dict, optional
         Where the numbers come from; anything JSON can hold.
@@ -109,6 +112,8 @@ class Problem:
     always_remove: BoolArray
     blocks: IntArray | None
     block_keep: IntArray | None
+    input_mean: FloatArray | None
+    target_mean: FloatArray | None
     name: str
     _provenance: str = field(metadata={"note": "JSON text, so that nobody can change it"})
     _level: tuple[Literal["base", "constant"], float]  # which of the two was given; the other follows
@@ -128,6 +133,8 @@ class Problem:
         always_remove: Any = None,
         blocks: Any = None,
         block_keep: Any = None,
+        input_mean: Any = None,
+        target_mean: Any = None,
         name: str = "",
         provenance: Mapping[str, Any] | None = None,
         copy: bool = True,
@@ -148,12 +155,15 @@ class Problem:
             blocks=blocks,
             block_keep=block_keep,
         )
+        means = _means(input_mean, target_mean, g.shape)
         self._fill(
             gram=read_only(h, owned=copy),
             cross=read_only(g, owned=copy or cross is None),
             groups=grouping,
             dense_weights=None if dense is None else read_only(dense, owned=copy),
             dense_is_optimal=cross is None,
+            input_mean=means[0],
+            target_mean=means[1],
             name=str(name),
             _provenance=_json(provenance),
             _level=_level(constant),
@@ -171,6 +181,7 @@ class Problem:
         *,
         targets: Any = None,
         damping: float = 1e-2,
+        intercept: bool = False,
         sparsity: float | None = None,
         keep: int | None = None,
         **rest: Any,
@@ -187,6 +198,8 @@ class Problem:
             The targets Y.
         damping : float, optional
             Relative to mean diag(X'X/N); added to the diagonal, and pulling towards W0 (towards 0 without weights).
+        intercept : bool, optional
+            Fit X W + 1 b' instead of X W: moments are then taken about the means, and `Solution.intercept` is b.
         sparsity : float, optional
             Fraction of groups removed: keep = n - floor(sparsity n).
         keep : int, optional
@@ -199,12 +212,16 @@ class Problem:
         >>> Problem.from_data(inputs, [[1.0], [2.0]], sparsity=0.5)
         Problem(p=2, q=1, groups=Groups(n=2, sizes=1), keep=1)
         """
-        second, cross, energy = moments(inputs, targets)
+        means = column_means(inputs, targets) if intercept else (None, None)
+        second, cross, energy = moments(inputs, targets, about=means)
         if targets is None and weights is not None and len(weights) == len(inputs) != len(second):
             raise InputError(
                 f"weights has {len(weights)} rows, one for each sample: pass the outputs of the layer as targets=."
             )
         parts = fields_from_moments(second, weights, cross, energy, damping, copy=False)
+        if intercept:
+            produced = parts["dense_weights"].T @ means[0] if means[1] is None else means[1]
+            parts |= {"input_mean": means[0], "target_mean": produced}
         return cls._from_fields(parts, sparsity, keep, rest)
 
     @classmethod
@@ -222,6 +239,8 @@ class Problem:
         **rest: Any,
     ) -> Problem:
         """Pose the problem from moments accumulated elsewhere; see `from_data` for the meaning of the rest.
+
+        With ``input_mean`` and ``target_mean`` among the rest, every moment is one about these means.
 
         Parameters
         ----------
@@ -442,6 +461,7 @@ class Problem:
             block_keep=self.block_keep,
             **{self._level[0]: self._level[1]},
             budget=self.budget,
+            **self._means,
         )
 
     def objective(self, weights: Any) -> float:
@@ -742,6 +762,13 @@ class Problem:
     def _fill(self, **state: Any) -> None:
         self.__dict__.update(state)  # the dataclass is frozen: assignment would raise
 
+    @property
+    def _means(self) -> dict[str, FloatArray]:
+        """The means where there are any; nothing else, so that hashes without them stay what they were."""
+        if self.input_mean is None or self.target_mean is None:
+            return {}
+        return {"input_mean": self.input_mean, "target_mean": self.target_mean}
+
     @cached_property
     def _explained(self) -> float:
         return 0.5 * float(np.vdot(self.cross, self.optimum))
@@ -768,6 +795,20 @@ def _cross_and_dense(
     if dense.shape != g.shape:
         raise InputError(f"dense_weights have shape {dense.shape}, but cross has {g.shape}.")
     return g, dense
+
+
+def _means(
+    input_mean: Any, target_mean: Any, shape: tuple[int, ...]
+) -> tuple[FloatArray | None, FloatArray | None]:
+    if input_mean is None and target_mean is None:
+        return None, None
+    if input_mean is None or target_mean is None:
+        raise InputError("input_mean and target_mean belong together: pass both, or neither.")
+    p, q = shape
+    return (
+        read_only(_validate.vector(input_mean, "input_mean", p)),
+        read_only(_validate.vector(target_mean, "target_mean", q)),
+    )
 
 
 def _level(constant: Any) -> tuple[Literal["base", "constant"], float]:

@@ -178,6 +178,23 @@ class Solution:
         return self.objective / nothing if nothing > 0.0 else math.nan
 
     @property
+    def intercept(self) -> FloatArray | None:
+        """The best bias beside the weights, ``target_mean - W' input_mean``, shape (q,); None without means.
+
+        Examples
+        --------
+        >>> from osscar_opt import Problem
+        >>> inputs, weights = [[1.0, 4.0], [3.0, 4.0], [5.0, 4.0]], [[1.0], [2.0]]
+        >>> problem = Problem.from_data(inputs, weights, damping=1e-9, intercept=True, keep=1)
+        >>> problem.solve("greedy").intercept.round(6)  # the second input is constant: 2 * 4 of it moves over
+        array([8.])
+        """
+        means = self.problem.input_mean, self.problem.target_mean
+        if means[0] is None or means[1] is None:
+            return None
+        return means[1] - self.weights.T @ means[0]
+
+    @property
     def gap(self) -> float:
         """``(objective - bound) / abs(objective)``: 0 when they meet up to rounding, inf without a bound.
 

