@@ -181,6 +181,7 @@ def encoder_layer(layer: int, part: str) -> Problem:
         damping=DAMPING,
         groups="heads" if part == "heads" else "neurons",
         num_heads=12 if part == "heads" else None,
+        intercept=False,  # as the official code has it, which the races of these layers are against
         name=f"minilm_{part}{layer}",
         provenance={
             "model": ENCODER_NAME,

@@ -161,6 +161,7 @@ def test_report_and_tokenizer_lie_beside_the_weights(tmp_path: Path) -> None:
     save_pruned(torch.nn.Linear(3, 2), tmp_path / "saved", report=Report(), tokenizer=Tokenizer())
     assert json.loads((tmp_path / "saved" / "pruning.json").read_text()) == {"sites": []}
     assert (tmp_path / "saved" / "tokenizer.json").exists()
+    assert all(path.stat().st_mode & 0o044 for path in (tmp_path / "saved").rglob("*")), "others may read it"
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

@@ -27,6 +27,7 @@ from osscar_opt.errors import (
 )
 from osscar_opt.solvers import Proposal, Solver
 from osscar_opt.torch import calibration as calibration_module
+from osscar_opt.torch import prune as prune_module
 from osscar_opt.torch import trace_coupling
 from osscar_opt.torch.batches import Batches
 from osscar_opt.torch.prune import collect_problems, prune_model
@@ -611,13 +612,41 @@ def test_weights_of_several_layers_are_written_together_or_not_at_all(
 
 
 def test_a_shrinking_that_changes_the_outputs_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs = iter([torch.zeros(2, 4), torch.full((2, 4), 3e-4)])
-    monkeypatch.setattr(Batches, "first_output", lambda self: next(outputs))
+    wrong = prune_module.shrink
+
+    def shrinks_more(model: Toy, coupling: Any, supports: Any) -> Any:
+        done = wrong(model, coupling, supports)
+        model.c2.weight.data[0] += 3e-2  # of the new, smaller parameter
+        return done
+
     model = toy()
-    with pytest.raises(LayerError, match=r"differ .* by 0\.0003.* left masked"):
-        prune_model(model, batches(), sparsity=0.4)
+    with monkeypatch.context() as patch:
+        patch.setattr(prune_module, "shrink", shrinks_more)
+        with pytest.raises(LayerError, match=r"outputs differ .* left masked"):
+            prune_model(model, batches(), sparsity=0.4)
     assert model.c2.in_features == 8
     assert_consistent(model, SITES)
+    assert model.c2.weight.dtype == torch.float32
+
+
+def test_outputs_that_differ_by_rounding_alone_are_compared_in_float64(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = Batches.first_output
+    calls: list[bool] = []
+
+    def noisy(self: Batches, *, double: bool = False) -> torch.Tensor:
+        calls.append(double)
+        return first(self, double=double) + (0.0 if double else 1.0 * len(calls))
+
+    monkeypatch.setattr(Batches, "first_output", noisy)
+    model = toy()
+    report = prune_model(model, batches(), sparsity=0.4)
+    assert calls == [False, False, True, True]
+    assert report.check["dtype"] == "float64"
+    assert report.check["difference"] < 1e-12
+    assert model.c2.in_features == 5
+    assert model.c2.weight.dtype == torch.float32
 
 
 def test_without_the_check_no_outputs_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from osscar_opt.cli import bounds, files, graphs, models, solving
+from osscar_opt.cli import bounds, files, graphs, models, pruning, solving
 from osscar_opt.cli._console import GuardedGroup, print_version
 
 __all__ = ["app", "main"]
@@ -46,6 +46,7 @@ app.command()(solving.solvers)
 app.command()(files.info)
 app.command()(models.extract)
 app.command()(graphs.graph)
+app.command()(pruning.prune)
 app.command()(models.demo)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from osscar_opt.torch.apply import apply_solution as apply_solution
+    from osscar_opt.torch.apply import write_layer as write_layer
     from osscar_opt.torch.checkpoint import load_pruned as load_pruned
     from osscar_opt.torch.checkpoint import save_pruned as save_pruned
     from osscar_opt.torch.coupling import Coupling as Coupling
@@ -26,40 +27,60 @@ if TYPE_CHECKING:
     from osscar_opt.torch.gram import GramAccumulator as GramAccumulator
     from osscar_opt.torch.layers import LayerView as LayerView
     from osscar_opt.torch.layers import view_of as view_of
+    from osscar_opt.torch.moments import LayerMoments as LayerMoments
+    from osscar_opt.torch.prune import collect_problems as collect_problems
+    from osscar_opt.torch.prune import prune_model as prune_model
+    from osscar_opt.torch.report import PruneReport as PruneReport
     from osscar_opt.torch.shrinking import shrink as shrink
+    from osscar_opt.torch.sites import site_problem as site_problem
+    from osscar_opt.torch.sites import site_solution as site_solution
 
 _HOMES = {
     "Coupling": "coupling",
     "GramAccumulator": "gram",
+    "LayerMoments": "moments",
     "LayerView": "layers",
+    "PruneReport": "report",
     "Site": "coupling",
     "apply_solution": "apply",
+    "collect_problems": "prune",
     "example_batch": "example",
     "extract_to_file": "extract_file",
     "load_pruned": "checkpoint",
     "perplexity": "evaluation",
     "problem_from_layer": "extract",
+    "prune_model": "prune",
     "save_pruned": "checkpoint",
     "shrink": "shrinking",
+    "site_problem": "sites",
+    "site_solution": "sites",
     "trace_coupling": "coupling",
     "view_of": "layers",
+    "write_layer": "apply",
 }
 
 __all__ = [
     "Coupling",
     "GramAccumulator",
+    "LayerMoments",
     "LayerView",
+    "PruneReport",
     "Site",
     "apply_solution",
+    "collect_problems",
     "example_batch",
     "extract_to_file",
     "load_pruned",
     "perplexity",
     "problem_from_layer",
+    "prune_model",
     "save_pruned",
     "shrink",
+    "site_problem",
+    "site_solution",
     "trace_coupling",
     "view_of",
+    "write_layer",
 ]
 
 

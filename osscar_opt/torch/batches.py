@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
@@ -10,10 +11,7 @@ from typing import Any
 import torch
 
 from osscar_opt.errors import LayerError
-from osscar_opt.torch.collect import _arguments as arguments_of
-from osscar_opt.torch.collect import _as_found as as_found
-from osscar_opt.torch.collect import _attention_mask as attention_mask_of
-from osscar_opt.torch.collect import each_batch
+from osscar_opt.torch.collect import arguments_of, as_found, attention_mask_of, each_batch
 from osscar_opt.torch.recording import home_of, without_cache
 
 __all__ = ["Batches", "Call"]
@@ -82,8 +80,13 @@ class Batches:
         """
         return self._placed(_first_rows(self._calls[0], tokens=_PROBE_TOKENS))
 
-    def first_output(self) -> torch.Tensor:
+    def first_output(self, *, double: bool = False) -> torch.Tensor:
         """What the model returns for the small batch: its first floating-point tensor, on the CPU.
+
+        Parameters
+        ----------
+        double : bool, optional
+            Compute in float64, whatever the model's dtype; it is left as it is.
 
         Examples
         --------
@@ -91,7 +94,9 @@ class Batches:
         torch.Size([2, 3])
         """
         args, kwargs = self.probe()
-        with as_found(self._model), torch.no_grad():
+        with as_found(self._model), torch.no_grad(), _in_double(self._model, double):
+            if double:
+                args, kwargs = tuple(_doubled(v) for v in args), {k: _doubled(v) for k, v in kwargs.items()}
             output = self._model(*args, **kwargs)
         found = next(_tensors(output), None)
         if found is None:
@@ -133,6 +138,25 @@ class Batches:
         args, kwargs = call
         moved_kwargs = {key: moved(value) for key, value in kwargs.items()}
         return tuple(moved(value) for value in args), without_cache(self._model, moved_kwargs)
+
+
+@contextlib.contextmanager
+def _in_double(model: torch.nn.Module, wanted: bool) -> Iterator[None]:
+    """Parameters and buffers in float64 inside; the very same ones as before afterwards."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers()) if wanted and t.is_floating_point()}
+    before = [(tensor, tensor.data) for tensor in tensors.values()]
+    try:
+        for tensor, data in before:
+            tensor.data = data.double()
+        yield
+    finally:
+        for tensor, data in before:
+            tensor.data = data
+
+
+def _doubled(value: Any) -> Any:
+    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.double() if floating else value
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

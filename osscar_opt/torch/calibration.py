@@ -15,7 +15,7 @@ import torch
 
 from osscar_opt.torch.batches import Batches
 from osscar_opt.torch.chain import find_chains
-from osscar_opt.torch.collect import _as_found as as_found
+from osscar_opt.torch.collect import as_found
 from osscar_opt.torch.layers import find_layer
 from osscar_opt.torch.recording import Chain, Stop, record
 from osscar_opt.torch.stream import HiddenStates, placed

@@ -97,7 +97,11 @@ def save_pruned(
             (aside / REPORT).write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
         if target.is_dir():
             target.rmdir()
-        aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+        for path in (
+            aside,
+            *aside.rglob("*"),
+        ):  # temporary folders, and safetensors' files, are their owner's alone
+            path.chmod(0o755 if path.is_dir() else 0o644)
         aside.rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -17,7 +17,7 @@ import torch
 from osscar_opt.errors import LayerError
 from osscar_opt.torch.watch import LayerCall, watch
 
-__all__ = ["each_batch", "visit_layer_inputs"]
+__all__ = ["arguments_of", "as_found", "attention_mask_of", "each_batch", "visit_layer_inputs"]
 
 Consumer = Callable[[LayerCall, torch.Tensor | None], None]
 
@@ -92,10 +92,10 @@ def visit_layer_inputs(
     signature = inspect.signature(model.forward)
     visit = _Visit(consume)
     seen = 0
-    with _as_found(model), torch.no_grad(), watch({name: layer}, visit.seen):
+    with as_found(model), torch.no_grad(), watch({name: layer}, visit.seen):
         for batch in each_batch(batches):
-            args, kwargs = _arguments(batch, signature, device)
-            visit.mask = _attention_mask(args, kwargs, signature)
+            args, kwargs = arguments_of(batch, signature, device)
+            visit.mask = attention_mask_of(args, kwargs, signature)
             visit.calls = 0
             with contextlib.suppress(_LayerReached):
                 model(*args, **kwargs)
@@ -148,8 +148,17 @@ def each_batch(batches: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _as_found(model: torch.nn.Module) -> Iterator[None]:
-    """Set evaluation mode inside; restore every module's own flag afterwards."""
+def as_found(model: torch.nn.Module) -> Iterator[None]:
+    """Set evaluation mode inside; restore every module's own flag afterwards.
+
+    Examples
+    --------
+    >>> model = torch.nn.Dropout()
+    >>> with as_found(model):
+    ...     inside = model.training
+    >>> inside, model.training
+    (False, True)
+    """
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -159,10 +168,32 @@ def _as_found(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _arguments(
+def arguments_of(
     batch: Any, signature: inspect.Signature, device: torch.device
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the forward pass, on the model's device."""
+    """Positional and keyword arguments of the forward pass, on the model's device.
+
+    Parameters
+    ----------
+    batch
+        A tensor, a mapping of keyword arguments, or a tuple or list of positional ones; those beyond what the forward
+        takes are labels, and left out.
+    signature : inspect.Signature
+        Of the model's forward.
+    device : torch.device
+
+    Raises
+    ------
+    LayerError
+        When the batch is something else.
+
+    Examples
+    --------
+    >>> def forward(x): ...
+    >>> args, kwargs = arguments_of((torch.ones(2), "label"), inspect.signature(forward), torch.device("cpu"))
+    >>> args, kwargs
+    ((tensor([1., 1.]),), {})
+    """
     if isinstance(batch, torch.Tensor):
         return (batch.to(device),), {}
     if isinstance(batch, Mapping):
@@ -186,10 +217,22 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
-def _attention_mask(
+def attention_mask_of(
     args: tuple[Any, ...], kwargs: dict[str, Any], signature: inspect.Signature
 ) -> torch.Tensor | None:
-    """Find the batch's attention_mask, however it is passed."""
+    """Find the batch's attention_mask, however it is passed; None if there is none.
+
+    Raises
+    ------
+    LayerError
+        When it is not two-dimensional.
+
+    Examples
+    --------
+    >>> def forward(input_ids, attention_mask=None): ...
+    >>> attention_mask_of((torch.zeros(1, 2), torch.ones(1, 2)), {}, inspect.signature(forward))
+    tensor([[1., 1.]])
+    """
     try:
         bound = signature.bind_partial(*args, **kwargs).arguments
     except TypeError:

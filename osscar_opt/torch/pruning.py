@@ -154,6 +154,7 @@ class Pruning:
         return finished
 
     def _in_parallel(self) -> None:
+        self._done = len(self._finished)
         try:
             collected = dense_parts(self.calibration, self.widths, self._settings, self._finished)
             with contextlib.closing(collected):
@@ -229,6 +230,8 @@ class Pruning:
             if solution.termination is Termination.INTERRUPTED:
                 raise KeyboardInterrupt  # its best so far is not what an uninterrupted run would find
             bound = problem.lower_bound(settings.time_limit or _BOUND_SECONDS) if settings.gap else None
+            if bound is not None and bound.termination is Termination.INTERRUPTED:
+                raise KeyboardInterrupt
             found = site_solution(solution, parts)
             layers = {}
             for name, (weights, bias) in found.layers.items():

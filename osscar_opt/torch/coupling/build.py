@@ -98,6 +98,11 @@ class _Builder:
         }
         self._axes |= self._followers()
         self._why = self._refusals()
+        self._touched: dict[int, list[Key]] = {}  # by class: the axes it lies on
+        for key, classes in self._axes.items():
+            for number in np.unique(classes).tolist():
+                if number > 0:
+                    self._touched.setdefault(number, []).append(key)
 
     def coupling(self) -> Coupling:
         sites, refused = [], []
@@ -124,8 +129,12 @@ class _Builder:
 
     def _size(self, classes: list[int]) -> int:
         """How many channels, counted along the longest axis that they lie on, some classes hold."""
-        axes = (self._axes[key] for key in self._channels.written)
-        return max(int(np.isin(axis, classes).sum()) for axis in axes)
+        written = (key for key in self._keys(classes) if key in self._channels.written)
+        return max(int(np.isin(self._axes[key], classes).sum()) for key in written)
+
+    def _keys(self, classes: list[int]) -> dict[Key, None]:
+        """The axes that some classes lie on."""
+        return dict.fromkeys(key for number in classes for key in self._touched[number])
 
     # ------------------------------------------------------------------------------------------------- followers
 
@@ -177,13 +186,8 @@ class _Builder:
 
     def _groups(self) -> list[list[int]]:
         """Classes that lie along the same axes, those of a common consumer joined; all refused or none of a group."""
-        touched: dict[int, list[Key]] = {}
-        for key, classes in self._axes.items():
-            for number in dict.fromkeys(classes.tolist()):
-                if number > 0:
-                    touched.setdefault(number, []).append(key)
         by_signature: dict[tuple[Any, ...], list[int]] = {}
-        for number, keys in touched.items():
+        for number, keys in self._touched.items():
             why = self._why.get(number, "")
             if not any(key in self._channels.read for key in keys):
                 why = why or "no layer reads them"
@@ -205,19 +209,13 @@ class _Builder:
     # ----------------------------------------------------------------------------------------------------- sites
 
     def _site(self, classes: list[int], producers: tuple[str, ...]) -> Site:
-        reads = [key for key in self._channels.read if np.isin(self._axes[key], classes).any()]
-        ordered = [
-            int(number)
-            for number in dict.fromkeys(np.concatenate([self._axes[key] for key in reads]).tolist())
-            if number in set(classes)
-        ]
+        keys, wanted = self._keys(classes), set(classes)
+        reads = [key for key in self._channels.read if key in keys]
+        met = dict.fromkeys(np.concatenate([self._axes[key] for key in reads]).tolist())
+        ordered = [number for number in met if number in wanted]
         unit_of = np.full(int(self._classes.of.max()) + 1, -1, dtype=np.intp)
         unit_of[ordered] = np.arange(len(ordered))
-        slices = tuple(
-            Slice(name, axis, unit_of[numbers])
-            for (name, axis), numbers in self._axes.items()
-            if (unit_of[numbers] >= 0).any()
-        )
+        slices = tuple(Slice(name, axis, unit_of[self._axes[name, axis]]) for name, axis in keys)
         consumers = {key[0].rpartition(".")[0]: unit_of[self._axes[key]] for key in reads}
         return Site(
             name=next(iter(consumers)),
@@ -250,9 +248,8 @@ class _Builder:
 
     def _layers(self, keys: Iterable[Key], classes: list[int]) -> tuple[str, ...]:
         """Names of the layers among `keys` whose axis holds one of the classes."""
-        wanted = set(classes)
-        names = [key[0].rpartition(".")[0] for key in keys if not wanted.isdisjoint(self._axes[key].tolist())]
-        return tuple(dict.fromkeys(names))
+        lies_on = self._keys(classes)
+        return tuple(dict.fromkeys(key[0].rpartition(".")[0] for key in keys if key in lies_on))
 
     def _key_of(self, layer: str) -> Key:
         return next(key for key in self._channels.read if key[0] == f"{layer}.weight")

@@ -94,9 +94,9 @@ class Channels:
     groups_of_heads: list[torch.Tensor] = field(default_factory=list)
     _next: int = 1
     _lowest: int = -1
-    _united: list[torch.Tensor] = field(default_factory=list)
-    _shared: list[torch.Tensor] = field(default_factory=list)
-    _links: list[torch.Tensor] = field(default_factory=list)
+    _united: list[NDArray[np.int64]] = field(default_factory=list)
+    _shared: list[NDArray[np.int64]] = field(default_factory=list)
+    _links: list[NDArray[np.int64]] = field(default_factory=list)
     _frozen: list[tuple[torch.Tensor, str]] = field(default_factory=list)
     _attention: list[torch.Tensor] = field(default_factory=list)
     _shapes: list[torch.Tensor] = field(default_factory=list)
@@ -120,22 +120,20 @@ class Channels:
     def unite(self, one: torch.Tensor, other: torch.Tensor) -> None:
         """Channels at the same place are one; a parameter's entry follows the channel at its place."""
         pairs = _pairs(one, other)
-        channels = (pairs > 0).all(dim=0)
-        if bool(channels.any()):
-            self._united.append(pairs[:, channels])
-        mixed = (pairs > 0).any(dim=0) & ~channels
-        if bool(mixed.any()):
-            self._links.append(torch.sort(pairs[:, mixed], dim=0).values)  # (entry, channel)
+        self._united.append(self._of_channels(pairs))
 
     def share(self, one: torch.Tensor, many: torch.Tensor) -> None:
         """`one` acts on several channels: unless they turn out to be one with it, it must stay."""
         pairs = _pairs(one, many)
-        channels = (pairs > 0).all(dim=0)
-        if bool(channels.any()):
-            self._shared.append(pairs[:, channels])
-        mixed = (pairs > 0).any(dim=0) & ~channels
-        if bool(mixed.any()):
-            self._links.append(torch.sort(pairs[:, mixed], dim=0).values)
+        self._shared.append(self._of_channels(pairs))
+
+    def _of_channels(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The pairs of two channels; those of a channel with a parameter's entry are noted by the way."""
+        channels = (pairs > 0).all(axis=0)
+        mixed = (pairs > 0).any(axis=0) & ~channels
+        if mixed.any():
+            self._links.append(np.sort(pairs[:, mixed], axis=0))  # (entry, channel)
+        return pairs[:, channels]
 
     def freeze(self, numbers: torch.Tensor, why: str) -> None:
         """These channels must stay."""
@@ -190,24 +188,19 @@ class Channels:
         return Classes(of=of, frozen=frozen, attention=attention)
 
 
-def _pairs(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def _pairs(one: torch.Tensor, other: torch.Tensor) -> NDArray[np.int64]:
     """Distinct pairs of different numbers, zeros left out, in two rows."""
     shape = np.broadcast_shapes(one.shape, other.shape)
-    a, b = compact(one.expand(shape), other.expand(shape))
-    a, b = a.reshape(-1), b.reshape(-1)
+    a, b = (part.numpy().ravel() for part in compact(one.expand(shape), other.expand(shape)))
     use = (a != 0) & (b != 0) & (a != b)
     a, b = a[use], b[use]
-    if not len(a):
-        return torch.empty(2, 0, dtype=torch.int64)
     half = 1 << (_SHIFT - 1)
-    keys = torch.unique((a << _SHIFT) + (b + half))
-    return torch.stack([keys >> _SHIFT, (keys & ((1 << _SHIFT) - 1)) - half])
+    keys = np.unique((a << _SHIFT) + (b + half))
+    return np.stack([keys >> _SHIFT, (keys & ((1 << _SHIFT) - 1)) - half])
 
 
-def _joined(parts: list[torch.Tensor]) -> NDArray[np.int64]:
-    if not parts:
-        return np.empty((2, 0), dtype=np.int64)
-    return torch.cat(parts, dim=1).numpy()
+def _joined(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate(parts, axis=1) if parts else np.empty((2, 0), dtype=np.int64)
 
 
 def _on_two_axes(classes: NDArray[np.int64]) -> list[int]:

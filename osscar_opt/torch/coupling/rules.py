@@ -93,6 +93,8 @@ def _spread_axes(value: torch.Tensor, shape: torch.Size) -> set[int]:
 def _meet(
     scene: Scene, one: torch.Tensor, one_spread: set[int], other: torch.Tensor, other_spread: set[int]
 ) -> torch.Tensor:
+    shape = one.shape
+    one, other = compact(one, other)
     one_many = any(_varies(other, axis) for axis in one_spread)  # one entry of `one` acts on several channels
     other_many = any(_varies(one, axis) for axis in other_spread)
     if one_many:
@@ -105,12 +107,11 @@ def _meet(
     _absent(scene, other, other_spread, one)
     first, second = (other, one) if one_many else (one, other)
     entries_last = torch.where(first > 0, first, torch.where(second > 0, second, first))
-    return torch.where(entries_last == 0, second, entries_last)
+    return torch.where(entries_last == 0, second, entries_last).expand(shape)
 
 
 def _absent(scene: Scene, one: torch.Tensor, one_spread: set[int], other: torch.Tensor) -> None:
     """Where `one` holds no channel at all, as in a constant part of a concatenation, it cannot get shorter."""
-    one, other = compact(one, other)
     if not bool(((one == 0) & (other > 0)).any()):
         return
     for axis in set(range(one.ndim)) - one_spread:

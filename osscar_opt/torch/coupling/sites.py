@@ -91,6 +91,7 @@ class Site:
 
         Examples
         --------
+        >>> import numpy as np
         >>> Site("2", "neurons", 2, {}, (), (Slice("0.weight", 0, np.arange(2)),)).modules
         ('0',)
         """
@@ -203,6 +204,7 @@ class Coupling:
 
         Examples
         --------
+        >>> import numpy as np
         >>> site = Site("2", "neurons", 4, {"2": np.arange(4)}, ("0",), ())
         >>> sorted(Coupling("Model", {"2": site}, ()).graph.edges)
         [('0', '4 neurons of 2'), ('4 neurons of 2', '2')]
@@ -216,6 +218,7 @@ class Coupling:
 
         Examples
         --------
+        >>> import numpy as np
         >>> site = Site("2", "neurons", 4, {"2": np.arange(4)}, ("0",), ())
         >>> Coupling("Model", {"2": site}, ()).plot().get_title(loc="left")
         'Model'

@@ -11,7 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from osscar_opt.errors import LayerError
-from osscar_opt.torch.collect import _arguments as arguments_of
+from osscar_opt.torch.collect import arguments_of, as_found
 from osscar_opt.torch.coupling.channels import Channels
 from osscar_opt.torch.coupling.rules import Call, Scene
 from osscar_opt.torch.coupling.table import CONSTANT, RULES
@@ -203,7 +203,7 @@ def watch(model: torch.nn.Module, run: Callable[[], Any], *, query_heads: bool =
     [('0.bias', 0), ('0.weight', 0), ('2.bias', 0), ('2.weight', 0), ('2.weight', 1)]
     """
     watched = Watch(model, query_heads)
-    with _as_found(model), torch.no_grad(), contextlib.ExitStack() as hooks:
+    with as_found(model), torch.no_grad(), contextlib.ExitStack() as hooks:
         for name, module in model.named_modules():
             hooks.callback(
                 module.register_forward_pre_hook(_entering(watched, name), with_kwargs=True).remove
@@ -227,17 +227,6 @@ def _entering(watched: Watch, name: str) -> Callable[..., None]:
 
 def _leaving(watched: Watch) -> Callable[..., None]:
     return lambda module, args, outputs: watched.leave(outputs)
-
-
-@contextlib.contextmanager
-def _as_found(model: torch.nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def _short(func: Any) -> str:
