@@ -209,12 +209,16 @@ def collect_problems(
 
     Parameters
     ----------
-    model, batches, sites, multiple, damping, intercept, device, progress, coupling
+    model, batches, sites
         As for `prune_model`.
     sparsity, keep
         As for `prune_model`, but without either the problems have no limit, for `osscar_opt.Problem.path`, say.
+    multiple, damping, intercept, device
+        As for `prune_model`.
     folder : path, optional
         For hidden states that take more than 1 GiB.
+    progress, coupling
+        As for `prune_model`.
 
     Yields
     ------

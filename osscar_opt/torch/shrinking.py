@@ -31,6 +31,14 @@ class Shrunk:
     ----------
     before, after : int
         Parameters of the model, shared ones counted once.
+
+    Examples
+    --------
+    >>> from osscar_opt.torch import shrink, trace_coupling
+    >>> model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    >>> done = shrink(model, trace_coupling(model, torch.zeros(1, 5)), {"2": [True, False, True, True]})
+    >>> done.before, done.after
+    (39, 30)
     """
 
     def __init__(self, before: int) -> None:

@@ -48,6 +48,11 @@ class SiteSolution:
     layers : dict of str to (weights, bias)
         For each consumer its refitted weights (p, q), zero on the inputs that go, and its bias (q,), or None where
         the bias stays as it is.
+
+    Examples
+    --------
+    >>> SiteSolution(np.array([True, False]), {"down": (np.array([[1.0], [0.0]]), None)}).units.sum()
+    np.int64(1)
     """
 
     units: BoolArray

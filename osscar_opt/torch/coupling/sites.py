@@ -30,6 +30,12 @@ class Slice:
     axis : int
     units : (size of the axis,) array of int
         Unit of each index; -1 for an index that stays whatever goes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Slice("fused.weight", 0, np.array([0, 1, 0, 1])).axis  # queries and keys of two heads, say
+    0
     """
 
     parameter: str
@@ -48,6 +54,11 @@ class Refusal:
     channels : int
         How many there are; 0 for something that could not be watched, where nobody knows.
     why : str
+
+    Examples
+    --------
+    >>> Refusal(("classifier",), (), 10, "they are outputs of the model").channels
+    10
     """
 
     producers: tuple[str, ...]
@@ -75,6 +86,14 @@ class Site:
         All axes of parameters and buffers that get shorter, the consumers' among them.
     blocks : (n,) array of int, optional
         The group of each unit where equal numbers must stay in all groups (query heads on shared keys and values).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from osscar_opt.torch import trace_coupling
+    >>> model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    >>> trace_coupling(model, torch.zeros(1, 5)).sites["2"]
+    Site(name='2', kind='neurons', n=4, producers=('0',))
     """
 
     name: str
