@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from osscar_opt.errors import LayerError
-from osscar_opt.torch.collect import arguments_of, as_found, attention_mask_of, each_batch
+from osscar_opt.torch.collect import arguments_of, as_found, attention_mask_of, each_batch, tensors_in
 from osscar_opt.torch.recording import home_of, without_cache
 
 __all__ = ["Batches", "Call"]
@@ -98,7 +98,7 @@ class Batches:
             if double:
                 args, kwargs = tuple(_doubled(v) for v in args), {k: _doubled(v) for k, v in kwargs.items()}
             output = self._model(*args, **kwargs)
-        found = next(_tensors(output), None)
+        found = next((t for t in tensors_in(output) if t.is_floating_point()), None)
         if found is None:
             raise LayerError(
                 f"the {type(self._model).__name__} returned no tensor to compare: pass check=False to go without."
@@ -157,18 +157,6 @@ def _in_double(model: torch.nn.Module, wanted: bool) -> Iterator[None]:
 def _doubled(value: Any) -> Any:
     floating = isinstance(value, torch.Tensor) and value.is_floating_point()
     return value.double() if floating else value
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _first_rows(call: Call, *, tokens: int | None = None) -> Call:

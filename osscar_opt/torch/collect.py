@@ -17,7 +17,7 @@ import torch
 from osscar_opt.errors import LayerError
 from osscar_opt.torch.watch import LayerCall, watch
 
-__all__ = ["arguments_of", "as_found", "attention_mask_of", "each_batch", "visit_layer_inputs"]
+__all__ = ["arguments_of", "as_found", "attention_mask_of", "each_batch", "tensors_in", "visit_layer_inputs"]
 
 Consumer = Callable[[LayerCall, torch.Tensor | None], None]
 
@@ -246,3 +246,21 @@ def attention_mask_of(
             "give one of shape (batch, length), zero for padding."
         )
     return mask
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in what a module takes or returns: tensors, mappings, tuples and lists of them.
+
+    Examples
+    --------
+    >>> [tensor.item() for tensor in tensors_in({"a": torch.tensor(1), "b": (torch.tensor(2), None)})]
+    [1, 2]
+    """
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from osscar_opt.errors import LayerError
-from osscar_opt.torch.collect import arguments_of, as_found
+from osscar_opt.torch.collect import arguments_of, as_found, tensors_in
 from osscar_opt.torch.coupling.channels import Channels
 from osscar_opt.torch.coupling.rules import Call, Scene
 from osscar_opt.torch.coupling.table import CONSTANT, RULES
@@ -82,12 +82,12 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         name = _short(func)
-        operands = list(_tensors((args, kwargs)))
+        operands = list(tensors_in((args, kwargs)))
         for operand in operands:
             self._came_from_nowhere(operand)
         followed = name in _LAYERS or any(self._is_followed(operand) for operand in operands)
         out = func(*args, **kwargs)
-        results = list(_tensors(out))
+        results = list(tensors_in(out))
         if not results and name != "setitem":
             return out
         if not followed:
@@ -115,7 +115,7 @@ class Watch(TorchFunctionMode):
         if name == "setitem":
             self.know(call.out, found if isinstance(found, torch.Tensor) else None)
             return
-        companions = list(_tensors(found)) if found is not None else []
+        companions = list(tensors_in(found)) if found is not None else []
         for result, numbers in zip(results, [*companions, *[None] * len(results)], strict=False):
             self.know(result, numbers if numbers is None else numbers.expand(result.shape))
 
@@ -149,14 +149,14 @@ class Watch(TorchFunctionMode):
 
     def enter(self, name: str, module: torch.nn.Module, inputs: Any) -> None:
         """A module begins."""
-        self._inside.append((name, module, list(_tensors(inputs))))
+        self._inside.append((name, module, list(tensors_in(inputs))))
 
     def leave(self, outputs: Any) -> None:
         """A module ends; what it returns must have been made by functions that were watched."""
         name, module, seen = self._inside.pop()
         unknown = [
             t
-            for t in _tensors(outputs)
+            for t in tensors_in(outputs)
             if t.is_floating_point() and id(t) not in self._kept and id(t) not in self._names
         ]
         if unknown:
@@ -164,11 +164,11 @@ class Watch(TorchFunctionMode):
             for tensor in unknown:
                 self._kept[id(tensor)] = (tensor, None)
         if self._inside:
-            self._inside[-1][2].extend(_tensors(outputs))
+            self._inside[-1][2].extend(tensors_in(outputs))
 
     def end(self, outputs: Any) -> None:
         """The model is done: channels of its outputs must stay."""
-        for tensor in _tensors(outputs):
+        for tensor in tensors_in(outputs):
             numbers = self._numbers_of(tensor)
             if numbers is not None:
                 self.channels.freeze(numbers, "they are outputs of the model")
@@ -242,17 +242,6 @@ def _short(func: Any) -> str:
                 return name[1:]
         return name
     return name.strip("_")
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def call_model(model: torch.nn.Module, batch: Any) -> Any:
