@@ -8,8 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from osscar_opt.cli._console import patience, print_json, require_writable, stdout
+from osscar_opt.errors import InputError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def graph(
@@ -24,6 +28,8 @@ def graph(
 ) -> None:
     """Show which parts of a model can be pruned, what goes with them, and what is left alone and why."""
     require_writable(out)
+    if out is not None and out.suffix.lower() not in _PICTURES:
+        raise InputError(f"cannot draw {out}: end the name in one of {', '.join(_PICTURES)}.")
     from osscar_opt.torch.checkpoint import load_pruned
     from osscar_opt.torch.coupling import trace_coupling
     from osscar_opt.torch.example import example_batch
