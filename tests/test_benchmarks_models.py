@@ -64,13 +64,13 @@ def test_whole_model(
     monkeypatch.setattr(sys, "argv", [*command, "--only", "ffn25", "--save", str(tmp_path / "models")])
     module.main()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["method"] for row in rows] == ["", *(way.name for way in module.WAYS)]
+    assert [row["method"] for row in rows] == ["", *(way.name for way in (*module.WAYS, module.LIGHTER))]
     dense, *pruned = rows
     assert all(row["parameters"] < dense["parameters"] for row in pruned)
     by_method = {row["method"]: row for row in pruned}
     relative = {method: sum(row["relative"]) for method, row in by_method.items()}
     assert relative["osscar parallel"] <= relative["magnitude_refit"] < relative["magnitude"]
-    assert len(list((tmp_path / "models").iterdir())) == len(module.WAYS)
+    assert len(list((tmp_path / "models").iterdir())) == len(module.WAYS) + 1
     assert "| 25 % of FFN neurons | osscar sequential, student |" in capsys.readouterr().out
 
     monkeypatch.setattr(module, "prune_and_measure", lambda *_: pytest.fail("what is done is not done again"))
