@@ -629,6 +629,30 @@ def test_a_shrinking_that_changes_the_outputs_is_undone(monkeypatch: pytest.Monk
     assert model.c2.weight.dtype == torch.float32
 
 
+class Halves(torch.nn.Module):
+    """Its forward has the dense width written into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = (torch.nn.Linear(*sizes) for sizes in ((5, 8), (4, 6), (6, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        return self.last(self.second(hidden[:, :4] * hidden[:, 4:8].sigmoid()).relu())
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_width_written_into_the_forward_is_noticed_and_the_model_left_masked(keep: int) -> None:
+    torch.manual_seed(0)
+    model = Halves().eval()
+    inputs = torch.randn(40, 5)
+    with pytest.raises(LayerError, match="model was left masked"):
+        prune_model(model, inputs, keep={"second": keep, "last": 4})
+    assert (model.first.out_features, model.second.in_features, model.last.in_features) == (8, 4, 6)
+    assert int((model.second.weight != 0).any(dim=0).sum()) == keep
+    assert model(inputs).shape == (40, 3)
+
+
 def test_outputs_that_differ_by_rounding_alone_are_compared_in_float64(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -298,7 +298,15 @@ def _shrink(model: torch.nn.Module, coupling: Coupling, run: Pruning, check: boo
     if masked is None:
         return {}
     with run.timed("check"):
-        found = _compared(masked, batches.first_output())
+        try:
+            found = _compared(masked, batches.first_output())
+        except Exception as error:
+            done.undo()
+            reason = str(error).strip().partition("\n")[0]
+            raise LayerError(
+                f"the shrunk model cannot be run ({type(error).__name__}: {reason}), so the model was left masked: its "
+                "forward probably has a width written into it, which should be taken from the tensors."
+            ) from error
         if found["difference"] <= found["allowed"]:
             return found
         try:
