@@ -128,22 +128,31 @@ def held_out(tokenizer: Any, windows: int, length: int = LENGTH) -> dict[str, Te
     The pieces of a text are joined by blank lines: the model, trained to follow instructions, hardly ever predicts an
     end of text (12 nats), and short speeches would measure that above all.
     """
-    found = {}
-    for name, read in TEXTS.items():
-        joined, enough = "", 8 * windows * length  # characters; a token has four or five
-        for piece in read():
-            joined += piece + "\n\n"
-            if len(joined) >= enough:
-                break
-        found[name] = token_windows([joined], tokenizer, windows, length)
-    return found
+    return {name: _joined(read(), tokenizer, windows, length) for name, read in TEXTS.items()}
+
+
+def _joined(pieces: Iterable[str], tokenizer: Any, windows: int, length: int) -> Tensor:
+    """Windows of pieces joined by blank lines."""
+    joined, enough = "", 8 * windows * length  # characters; a token has four or five
+    for piece in pieces:
+        joined += piece + "\n\n"
+        if len(joined) >= enough:
+            break
+    return token_windows([joined], tokenizer, windows, length)
 
 
 def calibration(
-    tokenizer: Any, windows: int, length: int = LENGTH, batch_size: int = 4
+    tokenizer: Any, windows: int, length: int = LENGTH, batch_size: int = 4, *, blank_lines: bool = False
 ) -> list[dict[str, Tensor]]:
-    """Batches of windows of the calibration half of the news, as the language model's keyword arguments."""
-    tokens = token_windows(split_articles(news_articles())[0], tokenizer, windows, length)
+    """Batches of windows of the calibration half of the news, as the language model's keyword arguments.
+
+    Between articles stands the end-of-text token, as in `osscar-opt prune`, or a blank line, as in the held-out texts.
+    """
+    articles = split_articles(news_articles())[0]
+    if blank_lines:
+        tokens = _joined(articles, tokenizer, windows, length)
+    else:
+        tokens = token_windows(articles, tokenizer, windows, length)
     return [{"input_ids": part} for part in torch.split(tokens, batch_size)]
 
 

@@ -76,10 +76,14 @@ DENSE = "dense"
 
 
 @cache
-def _material(windows: int, eval_windows: int) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+def _material(
+    windows: int, eval_windows: int, blank_lines: bool
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
     """Calibration batches, and the held-out windows of each text."""
     _, tokenizer, _ = load_language_model(PACKAGED_MODEL)
-    return calibration(tokenizer, windows, LENGTH, BATCH), held_out(tokenizer, eval_windows)
+    return calibration(tokenizer, windows, LENGTH, BATCH, blank_lines=blank_lines), held_out(
+        tokenizer, eval_windows
+    )
 
 
 def measure(model: nn.Module, texts: dict[str, Tensor], label: str) -> Record:
@@ -107,7 +111,7 @@ def prune_and_measure(case: Case, way: Way, options: argparse.Namespace) -> Reco
     from osscar_opt.torch.checkpoint import save_pruned
     from osscar_opt.torch.prune import prune_model
 
-    batches, texts = _material(options.windows, options.eval_windows)
+    batches, texts = _material(options.windows, options.eval_windows, options.blank_lines)
     model, tokenizer, _ = load_language_model(PACKAGED_MODEL)
     label = f"{case.name}/{way.name}"
     begin = time.perf_counter()
@@ -137,7 +141,7 @@ def prune_and_measure(case: Case, way: Way, options: argparse.Namespace) -> Reco
 
 
 def dense(options: argparse.Namespace) -> Record:
-    _, texts = _material(options.windows, options.eval_windows)
+    _, texts = _material(options.windows, options.eval_windows, options.blank_lines)
     model, _, _ = load_language_model(PACKAGED_MODEL)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"seconds": 0.0, "parameters": parameters, **measure(model, texts, DENSE)}
@@ -145,6 +149,7 @@ def dense(options: argparse.Namespace) -> Record:
 
 def tasks(options: argparse.Namespace) -> list[tuple[Record, Callable[[], Record]]]:
     settings = f"{options.windows} windows of {LENGTH}, {options.eval_windows} held out"
+    settings += ", articles joined by blank lines" if options.blank_lines else ""
 
     def task(case: str, method: str) -> Record:
         threads = torch.get_num_threads()
@@ -189,6 +194,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[""], help='only rows whose "case/method" starts so')
     parser.add_argument("--windows", type=int, default=64, help="to calibrate on (default 64)")
     parser.add_argument("--eval-windows", type=int, default=40, help="of each held-out text (default 40)")
+    parser.add_argument(
+        "--blank-lines",
+        action="store_true",
+        help="between the articles calibrated on, as in the held-out texts",
+    )
     parser.add_argument("--save", type=Path, help="folder for the pruned models")
     parser.add_argument("--table", action="store_true", help="only the table of what is done")
     options = parser.parse_args()

@@ -42,7 +42,9 @@ def language(*_: Any) -> tuple[Any, Any, str]:
     return ZOO["llama"].build(), Tokenizer(), "tiny"
 
 
-def windows(tokenizer: Any, count: int, length: int = LENGTH, batch_size: int = 4) -> list[dict[str, Any]]:
+def windows(
+    tokenizer: Any, count: int, length: int = LENGTH, batch_size: int = 4, *, blank_lines: bool = False
+) -> list[dict[str, Any]]:
     draw = torch.Generator().manual_seed(0)
     return [
         {"input_ids": part}
