@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Record, Results, machine, markdown, number, run
+from measuring import Record, Results, done_already, machine, markdown, number, run
 from real_models import NETWORKS, Batches, calibration_pictures, compare, held_out_pictures, logits, sizes
 from torch import Tensor
 from whole_model import WAYS, Way
@@ -133,11 +133,7 @@ def main() -> None:
     options = parser.parse_args()
     results = Results(options.out)
     todo = tasks(options)
-    if options.table:
-        done = [record for task, _ in todo if (record := results.get(task)) is not None]
-    else:
-        done = run(todo, results)
-    print(table(done))
+    print(table(done_already(todo, results) if options.table else run(todo, results)))
     print(f"\n{machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
 
 

@@ -227,6 +227,11 @@ def run(tasks: Sequence[tuple[Record, Callable[[], Record]]], results: Results) 
             rest = spent / done * (len(left) - done)
             said = _short(results.get(task) or {})
             say(f"[{done}/{len(left)}] {said} | {spent:.0f} s, about {rest:.0f} s left")
+    return done_already(tasks, results)
+
+
+def done_already(tasks: Sequence[tuple[Record, Callable[[], Record]]], results: Results) -> list[Record]:
+    """The records that there are, in the order of the tasks."""
     return [record for task, _ in tasks if (record := results.get(task)) is not None]
 
 

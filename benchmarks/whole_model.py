@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Record, Results, machine, markdown, number, run, say
+from measuring import Record, Results, done_already, machine, markdown, number, run, say
 from real_models import LENGTH, TEXTS, calibration, held_out
 from torch import Tensor, nn
 
@@ -204,11 +204,7 @@ def main() -> None:
     options = parser.parse_args()
     results = Results(options.out)
     todo = tasks(options)
-    if options.table:
-        done = [record for task, _ in todo if (record := results.get(task)) is not None]
-    else:
-        done = run(todo, results)
-    print(table(done))
+    print(table(done_already(todo, results) if options.table else run(todo, results)))
     print(
         f"\n{todo[0][0]['hash']}; {machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads"
     )

@@ -15,12 +15,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from hanging import over
 
 from osscar_opt import Problem
 from osscar_opt.errors import CapabilityError, InputError, SolverError
@@ -402,7 +403,7 @@ def _spin(problem: Problem, **_: Any) -> Proposal:
 
 def _spin_swallowing_everything(problem: Problem, **_: Any) -> Proposal:
     ends = time.monotonic() + 8
-    while time.monotonic() < ends and not _over.is_set():
+    while time.monotonic() < ends and not over.is_set():
         try:
             while True:
                 sum(range(1000))
@@ -411,19 +412,8 @@ def _spin_swallowing_everything(problem: Problem, **_: Any) -> Proposal:
     return Proposal(_first(problem))
 
 
-_over = threading.Event()
-"""Set when a test is over: what sleeps in C code, out of reach of exceptions, wakes up then."""
-
-
-@pytest.fixture(autouse=True)
-def _sleepers_wake_up() -> Iterator[None]:
-    _over.clear()
-    yield
-    _over.set()
-
-
 def _sleep(problem: Problem, **_: Any) -> Proposal:
-    _over.wait(60)
+    over.wait(60)
     return Proposal(_first(problem))
 
 
@@ -494,7 +484,7 @@ def test_a_limit_that_is_not_needed_changes_nothing() -> None:
 def test_the_limit_covers_presolve(monkeypatch: pytest.MonkeyPatch) -> None:
     from osscar_opt.solvers import referee
 
-    monkeypatch.setattr(referee, "run_presolve", lambda *_: _over.wait(60))
+    monkeypatch.setattr(referee, "run_presolve", lambda *_: over.wait(60))
     began = time.monotonic()
     solution = _run(lambda problem, **_: Proposal(_first(problem)), time_limit=0.2)
     assert time.monotonic() - began < SLACK

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import random as python_random
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from hanging import over
 
 from osscar_opt import Problem
 from osscar_opt.formulations.scores import diagonal_scores, ranked_support
@@ -84,19 +84,8 @@ def _raises_after_an_incumbent(self: Any, *_: Any) -> Proposal:
     raise RuntimeError("gave up")
 
 
-_over = threading.Event()
-"""Set when a test is over: what sleeps in C code, out of reach of exceptions, wakes up then."""
-
-
-@pytest.fixture(autouse=True)
-def _sleepers_wake_up() -> Iterator[None]:
-    _over.clear()
-    yield
-    _over.set()
-
-
 def _sleeps(self: Any, problem: Problem, support: np.ndarray, *_: Any) -> Proposal:
-    _over.wait(60)
+    over.wait(60)
     return Proposal(support)
 
 

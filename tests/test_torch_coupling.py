@@ -346,3 +346,21 @@ def test_pooling_padding_and_resizing_keep_channels_apart() -> None:
             return self.b(F.pad(x, (1, 1, 1, 1), mode="reflect"))
 
     assert trace_coupling(Resized(), torch.randn(1, 2, 9, 9)).sites["b"].n == 6
+
+
+class Placed(nn.Module):
+    """Takes positions that all rows share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 8), nn.Embedding(30, 8)
+        self.hidden, self.out = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        return self.out(self.hidden(self.words(input_ids) + self.places(position_ids)).relu())
+
+
+def test_what_rows_share_is_cut_with_the_tokens_and_not_with_the_rows() -> None:
+    batch = {"input_ids": torch.randint(0, 20, (4, 25)), "position_ids": torch.arange(25)[None]}
+    coupling = trace_coupling(Placed(), batch)
+    assert {name: site.n for name, site in coupling.sites.items()} == {"hidden": 8, "out": 6}

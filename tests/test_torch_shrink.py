@@ -292,3 +292,14 @@ def test_unequal_numbers_of_query_heads_are_refused() -> None:
     coupling = trace_coupling(model, entry.batch(), query_heads=True)
     with pytest.raises(InputError, match="equal numbers of heads in each of its groups"):
         shrink(model, coupling, {"model.layers.0.self_attn.o_proj": [True, True, True, False, True, False]})
+
+
+def test_a_pattern_stands_for_all_sites_it_fits() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    coupling = trace_coupling(model, torch.randn(1, 5))
+    shrink(model, coupling, {"[24]": np.arange(6) < 4})
+    assert [module.weight.shape for module in model if isinstance(module, nn.Linear)] == [
+        (4, 5),
+        (4, 4),
+        (3, 4),
+    ]

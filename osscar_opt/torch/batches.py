@@ -70,7 +70,7 @@ class Batches:
         """
         return self._placed(self._calls[number])
 
-    def probe(self) -> Call:
+    def probe(self, rows: int = _PROBE_ROWS, tokens: int = _PROBE_TOKENS) -> Call:
         """A small batch, to see how the model runs: the first rows of the first one, and of texts the first tokens.
 
         Examples
@@ -78,7 +78,7 @@ class Batches:
         >>> Batches(torch.nn.Linear(5, 3), torch.zeros(4, 5)).probe()[0][0].shape
         torch.Size([2, 5])
         """
-        return self._placed(_first_rows(self._calls[0], tokens=_PROBE_TOKENS))
+        return self._placed(_first_rows(self._calls[0], rows, tokens))
 
     def first_output(self, *, double: bool = False) -> torch.Tensor:
         """What the model returns for the small batch: its first floating-point tensor, on the CPU.
@@ -159,22 +159,23 @@ def _doubled(value: Any) -> Any:
     return value.double() if floating else value
 
 
-def _first_rows(call: Call, *, tokens: int | None = None) -> Call:
+def _first_rows(call: Call, rows: int, tokens: int) -> Call:
     """The first rows of a batch: what has as many of them as its first tensor is cut.
 
-    With `tokens`, sequences of token numbers are cut as well: what is learnt from the first of them holds for all.
+    Sequences of token numbers are cut as well, with what has an entry for each token: what is learnt from the first of
+    them holds for all.
     """
     args, kwargs = call
     first = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
     if first is None or first.ndim == 0:
         return call
-    sequences = tokens is not None and first.ndim == 2 and not first.is_floating_point()
+    sequences = first.ndim == 2 and not first.is_floating_point()
 
     def cut(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or value.ndim == 0 or len(value) != len(first):
+        if not isinstance(value, torch.Tensor) or value.ndim == 0:
             return value
-        if sequences and value.shape == first.shape:
-            return value[:_PROBE_ROWS, :tokens]
-        return value[:_PROBE_ROWS]
+        part = value[:rows] if len(value) == len(first) else value
+        of_tokens = sequences and value.ndim == 2 and value.shape[1] == first.shape[1]
+        return part[:, :tokens] if of_tokens else part
 
     return tuple(cut(value) for value in args), {key: cut(value) for key, value in kwargs.items()}

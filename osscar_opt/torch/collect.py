@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from osscar_opt.errors import LayerError
+from osscar_opt.torch.recording import home_of
 from osscar_opt.torch.watch import LayerCall, watch
 
 __all__ = ["arguments_of", "as_found", "attention_mask_of", "each_batch", "tensors_in", "visit_layer_inputs"]
@@ -88,7 +89,7 @@ def visit_layer_inputs(
     >>> visit_layer_inputs(model, model[2], "2", torch.zeros(4, 5), lambda call, mask: print(call.inputs.shape))
     torch.Size([4, 3])
     """
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = home_of(model) or torch.device("cpu")
     signature = inspect.signature(model.forward)
     visit = _Visit(consume)
     seen = 0

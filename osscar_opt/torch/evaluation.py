@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from osscar_opt.errors import InputError
+from osscar_opt.torch.collect import as_found
+from osscar_opt.torch.recording import home_of
 
 __all__ = ["perplexity", "token_windows"]
 
@@ -99,24 +101,18 @@ def perplexity(
     7.0
     """
     count, length = windows.shape
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    training = [(module, module.training) for module in model.modules()]
+    device = home_of(model) or torch.device("cpu")
     loss = 0.0
-    model.eval()
-    try:
-        with torch.no_grad():
-            for start in range(0, count, batch_size):
-                tokens = windows[start : start + batch_size].to(device)
-                logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-                loss += float(
-                    torch.nn.functional.cross_entropy(
-                        logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum"
-                    )
+    with as_found(model), torch.no_grad():
+        for start in range(0, count, batch_size):
+            tokens = windows[start : start + batch_size].to(device)
+            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+            loss += float(
+                torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum"
                 )
-                if progress is not None:
-                    progress(min(start + batch_size, count), count)
-    finally:
-        for module, flag in training:
-            module.training = flag
+            )
+            if progress is not None:
+                progress(min(start + batch_size, count), count)
     mean = loss / (count * (length - 1))
     return math.exp(mean) if mean < _LARGEST else math.inf

@@ -107,7 +107,11 @@ def shrink(model: torch.nn.Module, coupling: Coupling, supports: Mapping[str, An
     >>> model[0]
     Linear(in_features=5, out_features=2, bias=True)
     """
-    masks = {name: _none_empty(coupling, name, support) for name, support in supports.items()}
+    masks = {
+        site: _none_empty(coupling.sites[site], support)
+        for name, support in supports.items()
+        for site in coupling.select(name)
+    }
     kept = _kept_indices(model, coupling, masks)
     done = Shrunk(_count(model))
     homes = _homes(model)
@@ -130,30 +134,31 @@ def shrink(model: torch.nn.Module, coupling: Coupling, supports: Mapping[str, An
     return done
 
 
-def _checked(coupling: Coupling, name: str, support: Any) -> BoolArray:
-    (found,) = coupling.select(name) if name not in coupling.sites else (name,)
-    site = coupling.sites[found]
-    mask = np.asarray(support, dtype=bool)
+def _checked(site: Site, support: Any) -> BoolArray:
+    mask = np.array(support, dtype=bool)
     if mask.shape != (site.n,):
-        raise InputError(f"the support of {name} has shape {mask.shape}, but the site has {site.n} units.")
+        raise InputError(
+            f"the support of {site.name} has shape {mask.shape}, but the site has {site.n} units."
+        )
     if not mask.any():
-        raise LayerError(f"nothing of {name} would stay: keep at least one of its {site.n} units.")
+        raise LayerError(f"nothing of {site.name} would stay: keep at least one of its {site.n} units.")
     if (
         site.blocks is not None
         and len(set(np.bincount(site.blocks[mask], minlength=site.blocks.max() + 1))) > 1
     ):
-        raise InputError(f"{name} needs equal numbers of {site.kind} in each of its groups to be shrunk.")
+        raise InputError(
+            f"{site.name} needs equal numbers of {site.kind} in each of its groups to be shrunk."
+        )
     return mask
 
 
-def _none_empty(coupling: Coupling, name: str, support: Any) -> BoolArray:
+def _none_empty(site: Site, support: Any) -> BoolArray:
     """The checked mask, and one more unit for each layer that would have none: no layer can have an empty axis.
 
     That unit's rows are zero in the consumers, so it changes nothing.
     """
-    mask = _checked(coupling, name, support).copy()
-    (found,) = coupling.select(name) if name not in coupling.sites else (name,)
-    for part in coupling.sites[found].slices:
+    mask = _checked(site, support)
+    for part in site.slices:
         if (part.units >= 0).all() and not mask[part.units].any():
             mask[part.units[0]] = True
     return mask

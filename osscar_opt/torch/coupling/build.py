@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -10,10 +10,11 @@ import torch
 
 from osscar_opt._typing import IntArray
 from osscar_opt.errors import LayerError
+from osscar_opt.torch.batches import Batches
 from osscar_opt.torch.collect import each_batch
 from osscar_opt.torch.coupling.channels import Channels, Classes
 from osscar_opt.torch.coupling.sites import Coupling, Kind, Refusal, Site, Slice
-from osscar_opt.torch.coupling.trace import Watch, call_model, watch
+from osscar_opt.torch.coupling.trace import Watch, watch
 from osscar_opt.torch.layers import view_of
 
 __all__ = ["trace_coupling"]
@@ -68,20 +69,9 @@ def trace_coupling(model: torch.nn.Module, batches: Any, *, query_heads: bool = 
     batch = next(iter(each_batch(batches)), None)
     if batch is None:
         raise LayerError("there were no batches: give one to see what goes together in the model.")
-    watched = watch(model, lambda: call_model(model, _small(batch)), query_heads=query_heads)
+    args, kwargs = Batches(model, [batch]).probe(rows=1, tokens=_TOKENS)
+    watched = watch(model, lambda: model(*args, **kwargs), query_heads=query_heads)
     return _Builder(model, watched).coupling()
-
-
-def _small(batch: Any) -> Any:
-    """The first row of a batch, and of token numbers and masks the first few columns."""
-    if isinstance(batch, torch.Tensor):
-        part = batch[:1]
-        return part if batch.is_floating_point() or batch.ndim != 2 else part[:, :_TOKENS]
-    if isinstance(batch, Mapping):
-        return {key: _small(value) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return tuple(_small(value) for value in batch)
-    return batch
 
 
 class _Builder:
@@ -97,12 +87,12 @@ class _Builder:
             key: self._classes[numbers] for key, numbers in self._channels.axes.items()
         }
         self._axes |= self._followers()
-        self._why = self._refusals()
         self._touched: dict[int, list[Key]] = {}  # by class: the axes it lies on
         for key, classes in self._axes.items():
             for number in np.unique(classes).tolist():
                 if number > 0:
                     self._touched.setdefault(number, []).append(key)
+        self._why = self._refusals()
 
     def coupling(self) -> Coupling:
         sites, refused = [], []
@@ -118,8 +108,8 @@ class _Builder:
                 if len(classes) == 1 and classes[0] not in self._classes.frozen:
                     why = "a norm or a product over all of them makes them one"
                 refused.append(Refusal(producers, consumers, self._size(classes), why))
-        order = {key: place for place, key in enumerate(self._channels.read)}
-        sites.sort(key=lambda site: min(order[self._key_of(name)] for name in site.consumers))
+        order = {name: place for place, (name, _) in enumerate(self._channels.read)}
+        sites.sort(key=lambda site: order[f"{site.name}.weight"])
         seen = {refusal.why for refusal in refused}
         refused += [
             Refusal((where,), (), 0, why) for where, why in self._watched.refusals.items() if why not in seen
@@ -158,7 +148,7 @@ class _Builder:
     # -------------------------------------------------------------------------------------------------- refusals
 
     def _refusals(self) -> dict[int, str]:
-        """Classes that must stay: those the run says so of, and those that something unsupported reads."""
+        """Classes that must stay: those the run says so of, those that something unsupported reads, and loose ends."""
         why = dict(self._classes.frozen)
         for key in self._channels.read:
             name = key[0].rpartition(".")[0]
@@ -166,6 +156,11 @@ class _Builder:
             if reason:
                 for number in np.unique(self._axes[key]):
                     why.setdefault(int(number), f"{name} reads them, {reason}")
+        for number, keys in self._touched.items():
+            if not any(key in self._channels.read for key in keys):
+                why.setdefault(number, "no layer reads them")
+            elif not any(key in self._channels.written for key in keys):
+                why.setdefault(number, "no layer writes them")
         return why
 
     def _unsupported(self, key: Key) -> str:
@@ -189,11 +184,6 @@ class _Builder:
         by_signature: dict[tuple[Any, ...], list[int]] = {}
         for number, keys in self._touched.items():
             why = self._why.get(number, "")
-            if not any(key in self._channels.read for key in keys):
-                why = why or "no layer reads them"
-            elif not any(key in self._channels.written for key in keys):
-                why = why or "no layer writes them"
-            self._why[number] = why
             by_signature.setdefault((why, tuple(sorted(keys))), []).append(number)
         groups: list[tuple[set[Key], list[int]]] = []
         for (why, keys), numbers in by_signature.items():
@@ -250,9 +240,6 @@ class _Builder:
         """Names of the layers among `keys` whose axis holds one of the classes."""
         lies_on = self._keys(classes)
         return tuple(dict.fromkeys(key[0].rpartition(".")[0] for key in keys if key in lies_on))
-
-    def _key_of(self, layer: str) -> Key:
-        return next(key for key in self._channels.read if key[0] == f"{layer}.weight")
 
 
 def _one_class_each(places: IntArray, classes: IntArray, size: int) -> IntArray | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,12 +10,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from osscar_opt.errors import LayerError
-from osscar_opt.torch.collect import arguments_of, as_found, tensors_in
+from osscar_opt.torch.collect import as_found, tensors_in
 from osscar_opt.torch.coupling.channels import Channels
 from osscar_opt.torch.coupling.rules import Call, Scene
 from osscar_opt.torch.coupling.table import CONSTANT, RULES
 
-__all__ = ["Watch", "call_model", "watch"]
+__all__ = ["Watch", "watch"]
 
 _PROPERTIES = frozenset({"T", "mT", "H", "data"})
 _ARITHMETIC = frozenset(["add", "sub", "mul", "div", "truediv", "pow"])
@@ -30,8 +29,6 @@ class Watch(TorchFunctionMode):
     channels : Channels
     refusals : dict of str to str
         What could not be followed, and why.
-    order : list of str
-        Parameters in the order in which layers read with them.
     """
 
     def __init__(self, model: torch.nn.Module, query_heads: bool) -> None:
@@ -128,9 +125,12 @@ class Watch(TorchFunctionMode):
                 self.channels.freeze(held[1], why)
                 self.refusals[where] = why
 
+    def _is_unknown(self, tensor: torch.Tensor) -> bool:
+        return tensor.is_floating_point() and id(tensor) not in self._kept and id(tensor) not in self._names
+
     def _came_from_nowhere(self, tensor: torch.Tensor) -> None:
         """A floating tensor that no watched function made: whatever the module holds may have gone into it."""
-        if id(tensor) in self._kept or id(tensor) in self._names or not tensor.is_floating_point():
+        if not self._is_unknown(tensor):
             return
         self._kept[id(tensor)] = (tensor, None)
         if isinstance(tensor, torch.nn.Parameter) or not self._inside:
@@ -154,11 +154,7 @@ class Watch(TorchFunctionMode):
     def leave(self, outputs: Any) -> None:
         """A module ends; what it returns must have been made by functions that were watched."""
         name, module, seen = self._inside.pop()
-        unknown = [
-            t
-            for t in tensors_in(outputs)
-            if t.is_floating_point() and id(t) not in self._kept and id(t) not in self._names
-        ]
+        unknown = [tensor for tensor in tensors_in(outputs) if self._is_unknown(tensor)]
         if unknown:
             self._give_up(name, module, seen)
             for tensor in unknown:
@@ -242,19 +238,3 @@ def _short(func: Any) -> str:
                 return name[1:]
         return name
     return name.strip("_")
-
-
-def call_model(model: torch.nn.Module, batch: Any) -> Any:
-    """Call a model on a batch as calibration does, without a cache of keys and values.
-
-    Examples
-    --------
-    >>> call_model(torch.nn.ReLU(), torch.tensor([-1.0, 1.0]))
-    tensor([0., 1.])
-    """
-    signature = inspect.signature(model.forward)
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    args, kwargs = arguments_of(batch, signature, device)
-    if "use_cache" in signature.parameters:
-        kwargs.setdefault("use_cache", False)
-    return model(*args, **kwargs)
