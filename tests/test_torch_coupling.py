@@ -264,6 +264,11 @@ def test_hooks_are_gone_after_an_error_and_the_sentence_names_it() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_inputs_of_the_model_are_no_reason_to_give_up() -> None:
+    coupling = trace_coupling(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 5))
+    assert [refusal.why for refusal in coupling.refused] == ["they are outputs of the model"]
+
+
 def test_wrong_calls() -> None:
     with pytest.raises(LayerError, match="expected a torch module first, got str"):
         trace_coupling("model", torch.zeros(1))  # type: ignore[arg-type]

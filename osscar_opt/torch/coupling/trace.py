@@ -148,7 +148,10 @@ class Watch(TorchFunctionMode):
     # -------------------------------------------------------------------------------------------------- modules
 
     def enter(self, name: str, module: torch.nn.Module, inputs: Any) -> None:
-        """A module begins."""
+        """A module begins; what the model itself is called with has no channels."""
+        if not self._inside:
+            for tensor in tensors_in(inputs):
+                self.know(tensor)
         self._inside.append((name, module, list(tensors_in(inputs))))
 
     def leave(self, outputs: Any) -> None:
