@@ -1,1 +1,1 @@
-"""Methods side by side: the demo on a real layer."""
+"""Benchmarks: methods on instances, each run in a process of its own; and the demo on a real layer."""

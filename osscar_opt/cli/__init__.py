@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from osscar_opt.cli import bounds, files, graphs, models, pruning, solving
+from osscar_opt.cli import bench, bounds, files, graphs, instances, models, pruning, reporting, solving
 from osscar_opt.cli._console import GuardedGroup, print_version
 
 __all__ = ["app", "main"]
@@ -44,6 +44,10 @@ app.command()(bounds.bound)
 app.command()(solving.verify)
 app.command()(solving.solvers)
 app.command()(files.info)
+app.add_typer(instances.app, name="instances")
+bench.bench.command()(reporting.report)
+bench.bench.command("export-benchopt")(reporting.export_benchopt)
+app.add_typer(bench.bench, name="bench")
 app.command()(models.extract)
 app.command()(graphs.graph)
 app.command()(pruning.prune)

@@ -24,9 +24,15 @@ if TYPE_CHECKING:
     from osscar_opt.formulations.path import Path as ErrorPath
     from osscar_opt.formulations.problem import Problem
     from osscar_opt.formulations.solution import Solution
+    from osscar_opt.instances import Entry
     from osscar_opt.solvers.registry import SolverInfo, SolverTable
 
-File = Annotated[Path, typer.Argument(help="An instance file.", show_default=False)]
+File = Annotated[
+    Path,
+    typer.Argument(
+        help="An instance file, or a name that `osscar-opt instances list` shows.", show_default=False
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Keep = Annotated[int | None, typer.Option(help="How many groups may stay; the file's own by default.")]
 Sparsity = Annotated[float | None, typer.Option(help="Share of the groups that goes, in place of --keep.")]
@@ -142,7 +148,9 @@ def verify(
     from osscar_opt.errors import InputError
     from osscar_opt.instances import file_kind
 
-    given = {file_kind(path): path for path in (file, other) if path is not None}
+    given = {
+        "instance" if _named(path) else file_kind(path): path for path in (file, other) if path is not None
+    }
     count = 1 + (other is not None)
     if "certificate" in given and given.keys() <= {"certificate", "instance"} and len(given) == count:
         _verify_certificate(given["certificate"], given.get("instance"), json)
@@ -201,11 +209,19 @@ def solvers(
 
 
 def read_instance(file: Path) -> Problem:
-    """Read an instance file, and say so if that takes long."""
+    """Read an instance file, or the catalogue's instance of that name, and say so if that takes long."""
     from osscar_opt.instances import load
 
     with patience(f"Reading {file}"):
-        return load(file)
+        named = _named(file)
+        return load(file) if named is None else named.load()
+
+
+def _named(file: Path) -> Entry | None:
+    """Return the catalogue's instance of that name, unless there is such a file."""
+    from osscar_opt.instances import catalogue
+
+    return None if file.exists() else next((entry for entry in catalogue() if entry.name == str(file)), None)
 
 
 def _limited(problem: Problem, keep: int | None, sparsity: float | None) -> Problem:
