@@ -43,6 +43,9 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # plots are drawn, never shown
+# Records and built instances of whoever runs the tests neither matter to them nor are touched by them.
+_DATA = tempfile.TemporaryDirectory(prefix="osscar-opt-tests-")
+os.environ["OSSCAR_OPT_DATA"] = _DATA.name
 
 
 # ------------------------------------------------------------------------------------------ skips by machine

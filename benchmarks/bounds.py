@@ -16,12 +16,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pathlib import Path
 
-from layers import Shape, generated
 from measuring import inverse_seconds
 
 import osscar_opt
 from osscar_opt import Problem
 from osscar_opt.formulations.lower_bound import LowerBound
+from osscar_opt.instances.layerlike import Shape, generated
 
 
 def gap_after(bound: LowerBound, seconds: float, best: float) -> float:

@@ -27,9 +27,12 @@ from typing import Any
 
 import torch
 from measuring import Record, Results, done_already, machine, markdown, number, run
-from real_models import NETWORKS, Batches, calibration_pictures, compare, held_out_pictures, logits, sizes
+from real_models import compare, logits, sizes
 from torch import Tensor
 from whole_model import WAYS, Way
+
+from osscar_opt.torch.packaged.networks import NETWORKS, Batches
+from osscar_opt.torch.packaged.pictures import calibration_pictures, held_out_pictures
 
 DENSE = "dense"
 

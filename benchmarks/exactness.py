@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layers import Shape, generated
 from measuring import (
     SAME,
     Apart,
@@ -53,10 +52,12 @@ from measuring import (
     solve,
     task_of,
 )
-from real_layers import FAMILIES, RATIOS, SIZES, Case, reach_instances, subproblem
+from real_layers import FAMILIES, RATIOS, SIZES, Case, reach_instances
 
 import osscar_opt
 from osscar_opt import Problem
+from osscar_opt.instances.cutting import subproblem
+from osscar_opt.instances.layerlike import Shape, generated
 
 # What the reach is judged by: description, families, n (None: any), ratios, seconds.
 ENCODER, LANGUAGE = ("encoder-first", "encoder-random"), ("llm-random",)

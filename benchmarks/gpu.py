@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from layers import Shape, generated
 from threadpoolctl import threadpool_limits
 
 from osscar_opt import Problem, Solution
+from osscar_opt.instances.layerlike import Shape, generated
 
 
 def devices() -> list[str]:

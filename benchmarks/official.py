@@ -33,7 +33,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from layers import Shape, generated
 from measuring import (
     Method,
     Record,
@@ -53,6 +52,7 @@ from official_code import Official, Variant, load_official, variants
 
 import osscar_opt
 from osscar_opt import Problem
+from osscar_opt.instances.layerlike import Shape, generated
 
 OURS = ("greedy", "forward", "osscar", "swap", "search:patience=20")
 SAME = 1e-9

