@@ -25,7 +25,7 @@ $ osscar-opt instances list heads
 $ osscar-opt instances show {example}
 $ osscar-opt instances get {example} --out instances
 $ osscar-opt instances verify {example}
-$ osscar-opt solve {example} --method exact --output mine.safetensors
+$ osscar-opt solve {example} --keep 4 --method exact --output mine.safetensors
 $ osscar-opt instances submit mine.safetensors --by "your name"
 ```
 

@@ -120,10 +120,10 @@ def test_a_missing_package_is_named() -> None:
 def test_unknown_methods_list_what_there_is() -> None:
     problem = Problem(np.eye(3), np.ones((3, 2)), keep=1)
     with pytest.raises(
-        UnknownMethodError, match=r"no method 'gredy'; did you mean 'greedy'.*Methods: auto, .*exhaustive"
+        UnknownMethodError, match=r"no method 'gredy'; did you mean 'greedy'.*Methods: abess, .*exhaustive"
     ):
         problem.solve("gredy")
-    with pytest.raises(UnknownMethodError, match=r"no method 'zzz'\. Methods: auto"):
+    with pytest.raises(UnknownMethodError, match=r"no method 'zzz'\. Methods: abess"):
         problem.solve("zzz")
     for wrong in (3, None, int, Problem):
         with pytest.raises(UnknownMethodError, match="is not a method: pass a name"):

@@ -22,7 +22,10 @@ METHODS = [
     and info.source.startswith("osscar_opt.")
     and info.name not in ("cvxpy", "highs")  # hours on some of these; they have tests of their own
 ]
-REFITTED = [name for name in METHODS if name != "magnitude"]
+PUBLISHED = [
+    name for name in METHODS if ".published." in solvers()[name].source
+]  # as published: without a refit
+REFITTED = [name for name in METHODS if name not in ("magnitude", *PUBLISHED)]
 REAL = sorted((Path(__file__).parent / "data").glob("*.safetensors"))
 
 

@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from osscar_opt.errors import FormatError, InputError
 from osscar_opt.instances.listing import data_folder
@@ -110,7 +110,8 @@ class Record:
         return document | {"kept": list(self.kept), "certificate": _plain(self.certificate)}
 
 
-class Best(NamedTuple):
+@dataclass(frozen=True)
+class Best:
     """What is known of a pair: the smallest value and its support, the largest certified bound.
 
     Attributes

@@ -49,11 +49,23 @@ _OWN: dict[str, str] = {
     "forward": "osscar_opt.solvers.forward:Forward",
     "osscar": "osscar_opt.solvers.osscar:Osscar",
     "swap": "osscar_opt.solvers.swap:Swap",
+    "patterns": "osscar_opt.solvers.patterns:Patterns",
     "search": "osscar_opt.solvers.search:Search",
     "magnitude": "osscar_opt.solvers.magnitude:Magnitude",
     "magnitude_refit": "osscar_opt.solvers.magnitude_refit:MagnitudeRefit",
     "random": "osscar_opt.solvers.random:Random",
     "cvxpy": "osscar_opt.solvers.cvxpy:Cvxpy",
+    "wanda": "osscar_opt.solvers.published.wanda:Wanda",
+    "activation": "osscar_opt.solvers.published.activation:Activation",
+    "flap": "osscar_opt.solvers.published.flap:Flap",
+    "cfsp": "osscar_opt.solvers.published.cfsp:Cfsp",
+    "ziplm": "osscar_opt.solvers.published.ziplm:ZipLM",
+    "slimgpt": "osscar_opt.solvers.published.slimgpt:SlimGPT",
+    "sparsegpt": "osscar_opt.solvers.published.sparsegpt:SparseGPT",
+    "thinet": "osscar_opt.solvers.published.thinet:ThiNet",
+    "channel_lasso": "osscar_opt.solvers.published.channel_lasso:ChannelLasso",
+    "group_lasso": "osscar_opt.solvers.published.group_lasso:GroupLasso",
+    "abess": "osscar_opt.solvers.published.abess:Abess",
 }
 
 

@@ -1,0 +1,57 @@
+"""What rules that score every group once and update nothing have in common."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from osscar_opt._typing import BoolArray, FloatArray, IntArray
+from osscar_opt.formulations.problem import Problem
+from osscar_opt.formulations.scores import ranked_support, reference_weights
+from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
+
+__all__ = ["ScoredRule", "masked_weights"]
+
+
+def masked_weights(problem: Problem, support: BoolArray) -> FloatArray:
+    """Dense weights with the rows outside the support set to zero.
+
+    Examples
+    --------
+    >>> from osscar_opt import Problem
+    >>> masked_weights(Problem(np.eye(2), [[1.0], [3.0]]), np.array([False, True])).ravel()
+    array([0., 3.])
+    """
+    return np.where(problem.groups.row_mask(support)[:, None], reference_weights(problem), 0.0)
+
+
+@dataclass(frozen=True)
+class ScoredRule(Solver):
+    """Keeps the groups of largest score, with the dense weights or refitted.
+
+    Parameters
+    ----------
+    refit : bool, optional
+        Hand over the support alone, for the best weights on it; by default the dense weights stay.
+    """
+
+    handles: ClassVar[frozenset[str]] = frozenset({"budget", "blocks", "unequal_groups", "forced"})
+    presolve: ClassVar[bool] = False
+
+    refit: bool = False
+
+    @abc.abstractmethod
+    def scores(self, problem: Problem) -> FloatArray:
+        """Score of every group, shape (n,); the larger, the more worth keeping."""
+
+    def propose(
+        self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
+    ) -> Proposal:
+        support = ranked_support(problem, self.scores(problem))
+        return Proposal(support, weights=None if self.refit else masked_weights(problem, support))
+
+    def removal_order(self, problem: Problem, *, keep: int, deadline: Deadline, report: Report) -> IntArray:
+        return np.argsort(self.scores(problem), kind="stable").astype(np.int64)
