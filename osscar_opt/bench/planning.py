@@ -328,10 +328,11 @@ def own_modules(methods: Iterable[str]) -> tuple[str, ...]:
     import importlib
     import importlib.util
 
-    from osscar_opt.solvers.registry import _OWN
+    from osscar_opt.solvers.registry import own_source
 
     found: set[str] = set()
-    for module, _, name in (_OWN[method].partition(":") for method in methods if method in _OWN):
+    sources_of = filter(None, map(own_source, methods))
+    for module, _, name in (source.partition(":") for source in sources_of):
         found.add(module)
         requires = getattr(importlib.import_module(module), name).requires
         found |= {package for package in requires if importlib.util.find_spec(package) is not None}

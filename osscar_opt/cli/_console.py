@@ -94,13 +94,14 @@ def stdout() -> Console:
 
 
 def table(title: str, columns: Iterable[tuple[str, str]]) -> Table:
-    """Make an empty table with (name, "left" or "right") columns; nothing in it is ever cut off."""
+    """Make an empty table with (name, "left" or "right") columns; no number and no row's name is broken."""
     from rich import box
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, justify in columns:
-        made.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for number, (name, justify) in enumerate(columns):
+        whole = number == 0 or justify == "right"
+        made.add_column(name, justify=justify, overflow="fold", no_wrap=whole)  # type: ignore[arg-type]
     return made
 
 

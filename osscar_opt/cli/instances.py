@@ -52,12 +52,12 @@ def list_(patterns: Patterns = None, json: Json = False) -> None:
     if json:
         print_json([_document(entry, known) for entry in chosen])
         return
-    columns = [("instance", "left"), ("family", "left"), ("n", "right"), ("p", "right"), ("q", "right")]
+    columns = [("instance", "left"), ("n", "right"), ("p", "right"), ("q", "right")]
     made = table("", [*columns, ("keep", "left"), ("gap", "left")])
     for entry in chosen:
         sizes = (str(entry.features.get(size, "")) for size in ("n", "p", "q"))
         gaps = ", ".join(_gap(known.get((entry.hash, keep))) for keep in entry.pairs)
-        made.add_row(entry.name, entry.family, *sizes, _keeps(entry), gaps)
+        made.add_row(entry.name, *sizes, _keeps(entry), gaps)
     stdout().print(made)
     pairs = [known.get((entry.hash, keep)) for entry in chosen for keep in entry.pairs]
     proved = sum(best is not None and best.proved for best in pairs)

@@ -25,6 +25,14 @@ def report(
         Path | None,
         typer.Option("--out", "-o", help="The page; beside the store by default.", show_default=False),
     ] = None,
+    instance: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--instance",
+            "-i",
+            help="Only these: a name, a pattern, real, generated, a family; repeatable.",
+        ),
+    ] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Heuristics against certified optima",
     figures: Annotated[
         Path | None, typer.Option(help="Write the figures too, as SVG and PNG, to this folder.")
@@ -51,7 +59,7 @@ def report(
         from osscar_opt.instances.ledger import best_known
 
         known = best_known()
-    found = evaluate(read_runs(store), known, family=_families())
+    found = evaluate(_chosen(read_runs(store), instance), known, family=_families())
     written: dict[str, Any] = {"page": str(target)}
     with progress_bar("Drawing the report") as advance:
         write_page(found, target, title=title, source=store.name, progress=advance)
@@ -90,6 +98,27 @@ def export_benchopt(
         print_json({"folder": str(folder), "files": [str(path) for path in files]})
     else:
         typer.echo(f"{folder}: {len(files)} files. Run it: benchopt run {folder}")
+
+
+def _chosen(runs: list[Run], patterns: list[str] | None) -> list[Run]:
+    """Return the runs on instances that a pattern names, as the catalogue understands it, or by their own names."""
+    from fnmatch import fnmatchcase
+
+    from osscar_opt.errors import InputError
+    from osscar_opt.instances import catalogue
+
+    if not patterns:
+        return runs
+    entries = {entry.hash: entry for entry in catalogue() if entry.hash}
+
+    def fits(run: Run, pattern: str) -> bool:
+        entry = entries.get(run.hash)
+        return fnmatchcase(run.instance, pattern) or (entry is not None and entry.matches(pattern))
+
+    for pattern in patterns:
+        if not any(fits(run, pattern) for run in runs):
+            raise InputError(f"no run of the store is on an instance that fits {pattern!r}.")
+    return [run for run in runs if any(fits(run, pattern) for pattern in patterns)]
 
 
 def _families() -> Callable[[Run], str]:
@@ -135,11 +164,12 @@ def _tell(found: Evaluation, written: dict[str, Any], store: Path, json: bool) -
 def _print_methods(found: Evaluation) -> None:
     from osscar_opt.bench.report._style import seconds, times_best
 
-    names = ("optima found", "mean gap", "worst gap", "median time", "refused", "failed")
+    names = ["optima", "mean gap", "worst gap", "median time"]
+    names += [name for name in ("refused", "failed") if any(getattr(row, name) for row in found.summaries)]
     made = table("", [("method", "left"), *((name, "right") for name in names)])
     for row in found.summaries:
-        optima = f"{row.found} of {row.proved_pairs}" if row.proved_pairs else "-"
+        optima = f"{row.found}/{row.proved_pairs}" if row.proved_pairs else "-"
         gaps = [times_best(gap) for gap in (row.mean_gap, row.worst_gap)]
         time = seconds(row.median_time) if row.median_time == row.median_time else "-"
-        made.add_row(row.label, optima, *gaps, time, str(row.refused or ""), str(row.failed or ""))
+        made.add_row(row.label, optima, *gaps, time, *(str(getattr(row, name) or "") for name in names[4:]))
     stdout().print(made)

@@ -34,6 +34,7 @@ __all__ = [
     "default_reductions",
     "get_solver",
     "methods_handling",
+    "own_source",
     "solver_class",
     "solvers",
 ]
@@ -241,6 +242,17 @@ def get_solver(spec: str | Solver | type[Solver], options: Mapping[str, Any] | N
     cls = solver_class(spec) if isinstance(spec, str) else spec
     _check_options(cls, given)
     return cls(**given)
+
+
+def own_source(name: str) -> str:
+    """Import string of a method of the library's own; "" for others'.
+
+    Examples
+    --------
+    >>> own_source("greedy"), own_source("somebody_elses")
+    ('osscar_opt.solvers.greedy:Greedy', '')
+    """
+    return _OWN.get(name, "")
 
 
 def methods_handling(features: Iterable[str]) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ by
 one Cholesky factor for each group, removes the lowest, and compensates in the rest as optimal brain surgery does (one
 row after the other, which comes to :math:`W \leftarrow W - A_{:g} A_{gg}^{-1} W_g`). Groups of several rows (attention
 heads) go one a round; groups of one row (FFN channels) go in batches that shrink from round to round. G. Ling, Z.
-Wang, Y. Yan, Q. Liu, "SlimGPT: Layer-wise Structured Pruning for Large Language Models", NeurIPS 2024 (arXiv 2412.18110), Section 3.
+Wang, Y. Yan, Q. Liu, "SlimGPT: Layer-wise Structured Pruning for Large Language Models", NeurIPS 2024 (arXiv
+2412.18110), Section 3.
 
 E_g leaves out that the later rows of a head have changed when their turn comes; with one row it is the exact loss
 (twice the objective's). Batch sizes are those of the published code: with b = (rows to remove - 512) // 2 at first
