@@ -42,6 +42,7 @@ From Python, `osscar_opt.instances.catalogue()` lists them, `catalogue()["{examp
   also those that are not; `osscar-opt instances prove NAME --time-limit 3600` tries to close an open pair.
 
 Values are objectives as in {{doc}}`concepts`, condition that of the gram with unit diagonal, *rank* its effective rank.
+The status names the proof of the bound: an enumeration, the tree of a branch and bound, or a relaxation alone.
 """
 
 FAMILIES = {
@@ -89,29 +90,27 @@ def _example(entries: Iterable[Entry]) -> str:
 
 
 def _table(entries: Iterable[Entry], known: dict[tuple[str, int | None], Best]) -> Iterator[str]:
-    yield "| instance | n | p | q | condition | rank | keep | best known | gap | status | proof |"
-    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---|"
+    """A row for each instance, with a line for each of its keeps."""
+    yield "| instance | n | p | q | condition | rank | keep | best known | gap | status |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|"
     for entry in entries:
         features = entry.features
         sizes = [str(features.get(name, "")) for name in ("n", "p", "q")]
-        shape = [
-            _number(features.get(name), form)
-            for name, form in (("condition_equilibrated", ".1e"), ("effective_rank", ".0f"))
-        ]
-        first = [entry.name, *sizes, *shape]
-        for keep in entry.pairs:
-            yield "| " + " | ".join([*first, *_cells(keep, known.get((entry.hash, keep)))]) + " |"
-            first = [""] * len(first)
+        condition = _number(features.get("condition_equilibrated"), ".3g")
+        rank = _number(features.get("effective_rank"), ".0f")
+        lines = [_cells(keep, known.get((entry.hash, keep))) for keep in entry.pairs]
+        cells = ["<br>".join(column) for column in zip(*lines, strict=True)]
+        yield "| " + " | ".join([entry.name, *sizes, condition, rank, *cells]) + " |"
 
 
-def _cells(keep: int | None, best: Best | None) -> list[str]:
-    limit = "own limits" if keep is None else str(keep)
+def _cells(keep: int | None, best: Best | None) -> tuple[str, str, str, str]:
+    limit = "its own" if keep is None else str(keep)
     if best is None:
-        return [limit, "", "", "not tried", ""]
+        return limit, "-", "-", "not tried"
+    value, proof = f"{best.value:.8g}", "" if best.proof is None else f", {best.proof.proof}"
     if best.proved:
-        return [limit, f"{best.value:.8g}", "0", "proved", best.proof.proof if best.proof else ""]
-    gap = f"{best.gap:.2%}" if best.proof else "no bound"
-    return [limit, f"{best.value:.8g}", gap, "open", best.proof.proof if best.proof else ""]
+        return limit, value, "0", f"proved{proof}"
+    return limit, value, f"{best.gap:.2%}" if best.proof else "no bound", f"open{proof}"
 
 
 def _number(value: object, form: str) -> str:
