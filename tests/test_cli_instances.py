@@ -39,8 +39,10 @@ def test_list_names_all_instances_and_what_is_proved() -> None:
     known = best_known()
     for document, entry in zip(documents, catalogue(), strict=True):
         for best, keep in zip(document["best"], entry.pairs, strict=True):
+            found = known.get((entry.hash, keep))  # of some large recipes nothing is known
             assert best["keep"] == keep
-            assert best["value"] == known[entry.hash, keep].value
+            assert best["value"] == (None if found is None else found.value)
+            assert found is not None or not entry.shipped
     text = _run("list", "heads").stdout
     assert SMALL in text.replace("\n", "")
     assert "pairs of instance and keep" in text
