@@ -109,8 +109,13 @@ def _cells(keep: int | None, best: Best | None) -> tuple[str, str, str, str]:
         return limit, "-", "-", "not tried"
     value, proof = f"{best.value:.8g}", "" if best.proof is None else f", {best.proof.proof}"
     if best.proved:
-        return limit, value, "0", f"proved{proof}"
-    return limit, value, f"{best.gap:.2%}" if best.proof else "no bound", f"open{proof}"
+        return limit, value, "0", f"proved{proof}".replace(" ", "\N{NO-BREAK SPACE}")
+    return (
+        limit,
+        value,
+        f"{best.gap:.2%}" if best.proof else "no bound",
+        f"open{proof}".replace(" ", "\N{NO-BREAK SPACE}"),
+    )
 
 
 def _number(value: object, form: str) -> str:

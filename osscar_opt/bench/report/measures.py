@@ -44,8 +44,8 @@ GAP_SHIFT = 1e-4
 def gap(objective: float | None, reference: Reference | None) -> float:
     """How far an objective lies above its reference, as a part of the reference.
 
-    (objective - value) / max(|value|, floor), and never below 0; inf where there is no objective, NaN where there is no
-    reference.
+    ``(objective - value) / max(abs(value), floor)``, and never below 0; inf where there is no objective, NaN where there
+    is no reference.
 
     Examples
     --------
@@ -66,7 +66,8 @@ def gap(objective: float | None, reference: Reference | None) -> float:
 def primal_gap(objective: float | None, value: float) -> float:
     """Berthold's primal gap, between 0 and 1; 1 where there is no objective.
 
-    0 if both numbers are 0, 1 if their signs differ, otherwise |objective - value| / max(|objective|, |value|).
+    0 if both numbers are 0, 1 if their signs differ, otherwise
+    ``abs(objective - value) / max(abs(objective), abs(value))``.
 
     Examples
     --------
