@@ -77,3 +77,23 @@ def test_it_solves_from_the_command_line(installed: Path, tmp_path: Path) -> Non
     found = json.loads(done.stdout)
     assert found["options"] == {"depth": 5}
     assert found["objective"] < problem.solve("greedy").objective * 0.9
+
+
+def test_it_joins_a_benchmark_and_its_report(installed: Path, tmp_path: Path) -> None:
+    store = str(tmp_path / "runs.db")
+    arguments = ["-m", "oscillation", "-m", "greedy", "-i", "greedy-trap-*", "-i", "knapsack-16-s0"]
+    ran = _run(["-m", "osscar_opt", "bench", "run", store, *arguments, "--json"], installed)
+    assert ran.returncode == 0, ran.stderr
+    counts = json.loads(ran.stdout)
+    assert (counts["failed"], counts["refused"]) == (0, 1)  # costs and a budget are not for it
+
+    reported = _run(["-m", "osscar_opt", "bench", "report", store, "--json"], None)  # without the package
+    assert reported.returncode == 0, reported.stderr
+    rows = {row["label"]: row for row in json.loads(reported.stdout)["methods"]}
+    assert rows["oscillation"]["answered"] == rows["greedy"]["answered"] - 1
+    assert rows["oscillation"]["geometric_gap"] < rows["greedy"]["geometric_gap"]
+    assert "oscillation" in (tmp_path / "runs.html").read_text(encoding="utf-8")
+
+    alone = _run(["-m", "osscar_opt", "bench", "run", store, *arguments], None)
+    assert alone.returncode == 2
+    assert "there is no method 'oscillation'" in alone.stderr
