@@ -365,9 +365,7 @@ class CountSolution(Outcome):
         violation = self.problem.violation(self.counts)
         if violation:
             raise SolverError(f"the counts are not feasible: it {violation}.")
-        objective = self.problem.objective(self.counts)
-        if abs(objective - self.objective) > 1e-9 * abs(objective) + self.rounding:
-            raise SolverError(f"the objective is {objective:.12g}, not {self.objective:.12g} as stated.")
+        self.require_objective(self.problem.objective(self.counts))
 
     def to_dict(self) -> dict[str, Any]:
         """As `Outcome.to_dict`, with the counts.

@@ -451,9 +451,7 @@ class ForestSolution(Outcome):
         violation = self.problem.violation(self.splits)
         if violation:
             raise SolverError(f"the pruning is not feasible: it {violation}.")
-        objective = self.problem.objective(self.splits)
-        if abs(objective - self.objective) > 1e-9 * abs(objective) + self.rounding:
-            raise SolverError(f"the objective is {objective:.12g}, not {self.objective:.12g} as stated.")
+        self.require_objective(self.problem.objective(self.splits))
 
     def to_dict(self) -> dict[str, Any]:
         """As `Outcome.to_dict`, with the splits that stay, error and cost.

@@ -105,6 +105,21 @@ class Outcome:
             return 0.0
         return apart / abs(self.objective) if self.objective else math.inf
 
+    def require_objective(self, recomputed: float) -> None:
+        """Compare the objective with what it was recomputed to be.
+
+        Raises
+        ------
+        SolverError
+            If the two differ by more than rounding.
+
+        Examples
+        --------
+        >>> Outcome(method="toy", problem_hash="", objective=2.0).require_objective(2.0)
+        """
+        if abs(recomputed - self.objective) > 1e-9 * abs(recomputed) + self.rounding:
+            raise SolverError(f"the objective is {recomputed:.12g}, not {self.objective:.12g} as stated.")
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers and words, as JSON can hold them, under the names of `Solution.to_dict`.
 

@@ -339,9 +339,7 @@ class DepthwiseSolution(Outcome):
             raise SolverError(f"the mask is not feasible: it {violation}.")
         if np.any(self.weights[~self.mask]):
             raise SolverError("a weight outside the mask is not zero.")
-        objective = self.problem.objective(self.weights)
-        if abs(objective - self.objective) > 1e-9 * abs(objective) + self.rounding:
-            raise SolverError(f"the objective is {objective:.12g}, not {self.objective:.12g} as stated.")
+        self.require_objective(self.problem.objective(self.weights))
 
     def to_dict(self) -> dict[str, Any]:
         """As `Outcome.to_dict`, with the number of weights kept.

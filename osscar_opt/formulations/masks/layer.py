@@ -395,6 +395,4 @@ class MaskSolution(Outcome):
             raise SolverError(f"the mask is not feasible: it {violation}.")
         if np.any(self.weights[~self.mask]):
             raise SolverError("a weight outside the mask is not zero.")
-        objective = self.problem.objective(self.weights)
-        if abs(objective - self.objective) > 1e-9 * abs(objective) + self.rounding:
-            raise SolverError(f"the objective is {objective:.12g}, not {self.objective:.12g} as stated.")
+        self.require_objective(self.problem.objective(self.weights))
