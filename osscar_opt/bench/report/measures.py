@@ -44,8 +44,8 @@ GAP_SHIFT = 1e-4
 def gap(objective: float | None, reference: Reference | None) -> float:
     """How far an objective lies above its reference, as a part of the reference.
 
-    ``(objective - value) / max(abs(value), floor)``, and never below 0; inf where there is no objective, NaN where there
-    is no reference.
+    ``(objective - value) / max(abs(value), floor)``, and never below 0; inf where there is no objective, NaN where
+    there is no reference.
 
     Examples
     --------
