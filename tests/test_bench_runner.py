@@ -333,7 +333,7 @@ def start(call: dict[str, object], mark: str = "") -> subprocess.Popen[str]:
 
 def leftovers(mark: str) -> list[int]:
     """Processes of the runs that are still there after a moment: all inherit an environment, marked."""
-    ends = time.monotonic() + 5.0
+    ends = time.monotonic() + 60.0
     while (found := processes_with(mark, inherited=True)) and time.monotonic() < ends:
         time.sleep(0.01)
     return found

@@ -152,7 +152,7 @@ def verify(
         print_json({"counts": counts, "checks": [vars(check) for check in found]})
     else:
         typer.echo(", ".join(f"{count} {state}" for state, count in counts.items() if count) + ".")
-    if counts["wrong"]:
+    if not all(check.holds for check in found):
         say(f"{counts['wrong']} of {len(found)} checks failed.")
         raise typer.Exit(1)
 

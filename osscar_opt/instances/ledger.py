@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -346,16 +346,3 @@ def _gap(value: float, bound: float) -> float:
 
 def _plain(certificate: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if certificate is None else dict(certificate)
-
-
-def history(key: tuple[str, int | None], folders: Iterable[Path] | None = None) -> Iterator[Record]:
-    """Yield the records of one pair, oldest first.
-
-    Examples
-    --------
-    >>> from osscar_opt.instances import catalogue
-    >>> entry = catalogue()[0]
-    >>> len(list(history((entry.hash, entry.pairs[0])))) > 0
-    True
-    """
-    return (record for record in records(folders) if (record.hash, record.keep) == key)

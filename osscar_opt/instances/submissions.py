@@ -213,7 +213,7 @@ def prove(
     if keep is not None:
         problem = problem.with_keep(keep)
     heuristic = "search" if problem.p <= _SEARCHED else "osscar"
-    limit = None if time_limit is None else max(time_limit, 1.0)
+    limit = max(time_limit, 1.0)
     found = problem.solve(heuristic, time_limit=limit, progress=progress)
     if problem.n <= _BRANCHED:
         found = problem.solve(
