@@ -7,7 +7,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -23,6 +22,7 @@ from threadpoolctl import threadpool_info
 
 import osscar_opt
 from osscar_opt import Problem
+from osscar_opt.bench.environment import processor
 from osscar_opt.errors import OptionError, OsscarError, UnavailableError, UnknownMethodError
 from osscar_opt.linalg.blas import cholesky_lower, inverse_from_cholesky_lower
 
@@ -324,7 +324,4 @@ def geometric_mean(values: Sequence[float]) -> float | None:
 
 
 def machine() -> str:
-    cpu = platform.processor() or platform.machine()
-    with Path("/proc/cpuinfo").open() if Path("/proc/cpuinfo").exists() else Path(os.devnull).open() as lines:
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    return f"{cpu}, numpy {np.__version__}, osscar_opt {osscar_opt.__version__}"
+    return f"{processor()}, numpy {np.__version__}, osscar_opt {osscar_opt.__version__}"

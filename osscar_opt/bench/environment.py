@@ -10,7 +10,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-__all__ = ["environment"]
+__all__ = ["environment", "processor"]
 
 _PACKAGES = ("osscar-opt", "numpy", "scipy", "torch", "highspy", "cvxpy", "joblib")
 
@@ -41,14 +41,21 @@ def _machine() -> dict[str, Any]:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     return {
         "platform": platform.platform(),
-        "cpu": _processor(),
+        "cpu": processor(),
         "cores": available_cores(),
         "memory": memory,
         "python": platform.python_version(),
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor, as the system tells it.
+
+    Examples
+    --------
+    >>> processor() == environment("greedy", 1)["cpu"]
+    True
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")

@@ -21,7 +21,14 @@ from osscar_opt.formulations._ascent import Ascent, Found
 from osscar_opt.formulations._layer import whitened
 from osscar_opt.formulations.presolve import Presolved, presolve
 from osscar_opt.formulations.problem import Problem
-from osscar_opt.formulations.solution import BoundKind, Solution, Status, Termination, absolute_tolerance
+from osscar_opt.formulations.solution import (
+    BoundKind,
+    Solution,
+    Status,
+    Termination,
+    absolute_tolerance,
+    relative_gap,
+)
 
 if TYPE_CHECKING:
     from osscar_opt.certificates import Certificate
@@ -92,10 +99,7 @@ class LowerBound:
         >>> Problem(np.eye(2), [[1.0], [3.0]], keep=1).lower_bound().gap(0.5) < 1e-6
         True
         """
-        apart = objective - self.value
-        if apart <= absolute_tolerance(self.problem):
-            return 0.0
-        return apart / abs(objective) if objective else math.inf
+        return relative_gap(objective, self.value, absolute_tolerance(self.problem))
 
     def certificate(self, support: BoolArray | None = None) -> Certificate:
         """Write the proof down, a tree of one node, and have it checked.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from osscar_opt.errors import SolverError
-from osscar_opt.formulations.solution import BoundKind, Status, Termination
+from osscar_opt.formulations.solution import BoundKind, Status, Termination, relative_gap
 
 __all__ = ["Bound", "Outcome", "judged"]
 
@@ -100,10 +100,7 @@ class Outcome:
         >>> Outcome(method="toy", problem_hash="", objective=2.0).gap
         inf
         """
-        apart = self.objective - self.bound
-        if apart <= 1e-12 * abs(self.objective) + self.rounding:
-            return 0.0
-        return apart / abs(self.objective) if self.objective else math.inf
+        return relative_gap(self.objective, self.bound, 1e-12 * abs(self.objective) + self.rounding)
 
     def require_objective(self, recomputed: float) -> None:
         """Compare the objective with what it was recomputed to be.

@@ -9,7 +9,7 @@ import numpy as np
 from osscar_opt._typing import BoolArray, FloatArray
 from osscar_opt.formulations.problem import Problem
 
-__all__ = ["diagonal_scores", "magnitude_scores", "ranked_support", "reference_weights"]
+__all__ = ["diagonal_scores", "magnitude_scores", "masked_weights", "ranked_support", "reference_weights"]
 
 
 def reference_weights(problem: Problem) -> FloatArray:
@@ -21,6 +21,17 @@ def reference_weights(problem: Problem) -> FloatArray:
     array([[1.]])
     """
     return problem.optimum if problem.dense_weights is None else problem.dense_weights
+
+
+def masked_weights(problem: Problem, support: BoolArray) -> FloatArray:
+    """Dense weights with the rows outside the support set to zero.
+
+    Examples
+    --------
+    >>> masked_weights(Problem(np.eye(2), [[1.0], [3.0]]), np.array([False, True])).ravel()
+    array([0., 3.])
+    """
+    return np.where(problem.groups.row_mask(support)[:, None], reference_weights(problem), 0.0)
 
 
 def magnitude_scores(problem: Problem, norm: Literal["l1", "l2"]) -> FloatArray:

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
     from osscar_opt.formulations.problem import Problem
 
-__all__ = ["BoundKind", "Solution", "Status", "Termination", "TraceEntry", "absolute_tolerance"]
+__all__ = [
+    "BoundKind",
+    "Solution",
+    "Status",
+    "Termination",
+    "TraceEntry",
+    "absolute_tolerance",
+    "relative_gap",
+]
 
 _FLOOR = 1e-12
 _SQUARED_ROUNDING = 1e-26
@@ -204,10 +212,8 @@ class Solution:
         >>> Problem(np.eye(2), [[1.0], [3.0]], keep=1).solve("magnitude").gap
         inf
         """
-        apart = self.objective - self.bound
-        if apart <= _FLOOR * abs(self.objective) + absolute_tolerance(self.problem):
-            return 0.0
-        return apart / abs(self.objective) if self.objective else math.inf
+        rounding = _FLOOR * abs(self.objective) + absolute_tolerance(self.problem)
+        return relative_gap(self.objective, self.bound, rounding)
 
     @property
     def seed(self) -> int | None:
@@ -409,6 +415,20 @@ class Solution:
             f"Solution({self.method}, kept={len(self.kept)}/{self.problem.n}, objective={self.objective:.6g}, "
             f"relative={self.relative:.4g}{gap}, {self.status}, {self.termination})"
         )
+
+
+def relative_gap(objective: float, bound: float, rounding: float = 0.0) -> float:
+    """``(objective - bound) / abs(objective)``; 0 where they are no more than `rounding` apart, inf at objective 0.
+
+    Examples
+    --------
+    >>> relative_gap(2.0, 1.5), relative_gap(2.0, 2.0), relative_gap(2.0, -math.inf)
+    (0.25, 0.0, inf)
+    """
+    apart = objective - bound
+    if apart <= rounding:
+        return 0.0
+    return apart / abs(objective) if objective else math.inf
 
 
 def absolute_tolerance(problem: Problem) -> float:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from osscar_opt.errors import FormatError, InputError
+from osscar_opt.formulations.solution import relative_gap
 from osscar_opt.instances.listing import data_folder
 
 __all__ = ["Best", "Record", "append", "best_known", "read_records", "records", "records_folders"]
@@ -95,7 +96,7 @@ class Record:
         >>> Record("tiny", "ab12", 2, value=2.0, kept=(0,)).gap
         inf
         """
-        return _gap(self.value, -math.inf if self.bound is None else self.bound)
+        return relative_gap(self.value, -math.inf if self.bound is None else self.bound)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the line of the file, as JSON has it.
@@ -150,7 +151,7 @@ class Best:
         >>> all(best.gap >= 0.0 for best in best_known().values())
         True
         """
-        return 0.0 if self.proved else _gap(self.value, self.bound)
+        return 0.0 if self.proved else relative_gap(self.value, self.bound)
 
 
 def records_folders() -> tuple[Path, ...]:
@@ -334,14 +335,8 @@ def _better(best: Best | None, record: Record) -> Best:
     bound, proof = (-math.inf, None) if best is None else (best.bound, best.proof)
     if record.bound is not None and record.bound > bound:
         bound, proof = record.bound, record
-    proved = holder.proved or _gap(value, bound) <= PROVED
+    proved = holder.proved or relative_gap(value, bound) <= PROVED
     return Best(value, kept, bound, proved, holder, proof)
-
-
-def _gap(value: float, bound: float) -> float:
-    if value <= bound:
-        return 0.0
-    return (value - bound) / abs(value) if value else math.inf
 
 
 def _plain(certificate: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
 from osscar_opt.linalg.kernels import Precision, make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.selection import forward, open_tableau
+from osscar_opt.solvers.selection import forward, open_tableau, with_keep_alone
 
 __all__ = ["Forward"]
 
@@ -61,19 +61,9 @@ class Forward(Solver):
         return Proposal(support, stats={"additions": len(added)}, termination=termination)
 
     def removal_order(self, problem: Problem, *, keep: int, deadline: Deadline, report: Report) -> IntArray:
-        unlimited = problem.with_limits(
-            keep=problem.n,
-            costs=None,
-            budget=None,
-            blocks=None,
-            block_keep=None,
-            always_keep=None,
-            always_remove=None,
-        )
+        posed = with_keep_alone(problem, problem.n)
         nothing = np.zeros(problem.n, dtype=bool)
-        tableau = open_tableau(
-            unlimited, nothing, "removed", kernels=make_kernels(self.device, self.precision)
-        )
-        added, _ = forward(unlimited, tableau, deadline=deadline, report=report)
+        tableau = open_tableau(posed, nothing, "removed", kernels=make_kernels(self.device, self.precision))
+        added, _ = forward(posed, tableau, deadline=deadline, report=report)
         never = np.setdiff1d(np.arange(problem.n), added)  # groups that explain nothing leave first
         return np.concatenate([never, added[::-1]])

@@ -12,7 +12,7 @@ from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
 from osscar_opt.linalg.kernels import Precision, make_kernels
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.selection import backward, backward_selection, open_tableau
+from osscar_opt.solvers.selection import backward, backward_selection, open_tableau, with_keep_alone
 from osscar_opt.solvers.walk import Walk
 
 __all__ = ["Greedy"]
@@ -65,18 +65,8 @@ class Greedy(Solver):
         return Proposal(support, stats=stats, termination=termination)
 
     def removal_order(self, problem: Problem, *, keep: int, deadline: Deadline, report: Report) -> IntArray:
-        unlimited = problem.with_limits(
-            keep=keep,
-            costs=None,
-            budget=None,
-            blocks=None,
-            block_keep=None,
-            always_keep=None,
-            always_remove=None,
-        )
+        posed = with_keep_alone(problem, keep)
         everything = np.ones(problem.n, dtype=bool)
-        tableau = open_tableau(
-            unlimited, everything, "kept", kernels=make_kernels(self.device, self.precision)
-        )
-        order, _ = backward(unlimited, tableau, deadline=deadline, report=report)
+        tableau = open_tableau(posed, everything, "kept", kernels=make_kernels(self.device, self.precision))
+        order, _ = backward(posed, tableau, deadline=deadline, report=report)
         return order

@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from osscar_opt._typing import BoolArray
 from osscar_opt.formulations.problem import Problem
-from osscar_opt.formulations.scores import magnitude_scores, ranked_support, reference_weights
+from osscar_opt.formulations.scores import magnitude_scores, masked_weights, ranked_support
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
 
 __all__ = ["Magnitude"]
@@ -30,6 +28,7 @@ class Magnitude(Solver):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from osscar_opt import Problem
     >>> problem = Problem(np.eye(2) + 1, dense_weights=[[1.0], [3.0]], keep=1)
     >>> problem.solve("magnitude").weights.ravel()
@@ -46,5 +45,4 @@ class Magnitude(Solver):
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
     ) -> Proposal:
         support = ranked_support(problem, magnitude_scores(problem, self.norm))
-        kept = problem.groups.row_mask(support)[:, None]
-        return Proposal(support, weights=np.where(kept, reference_weights(problem), 0.0))
+        return Proposal(support, weights=masked_weights(problem, support))

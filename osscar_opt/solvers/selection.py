@@ -26,6 +26,7 @@ __all__ = [
     "open_tableau",
     "removal_shares",
     "rounding_of",
+    "with_keep_alone",
 ]
 
 _TOLD_EVERY = 16
@@ -56,6 +57,20 @@ def open_tableau(
         np.fill_diagonal(gram, gram.diagonal() + ~problem.live_rows)
     groups = problem.groups.group_of_row
     return Tableau(gram, problem.cross, groups, support, side=side, optimum=problem.optimum, kernels=kernels)
+
+
+def with_keep_alone(problem: Problem, keep: int) -> Problem:
+    """The same problem with a plain keep for its only limit, and nothing decided beforehand.
+
+    Examples
+    --------
+    >>> problem = Problem(np.eye(2), [[1.0], [2.0]], keep=1, always_keep=[0])
+    >>> with_keep_alone(problem, 2).limits.names
+    ('keep',)
+    """
+    return problem.with_limits(
+        keep=keep, costs=None, budget=None, blocks=None, block_keep=None, always_keep=None, always_remove=None
+    )
 
 
 def removal_shares(limits: Limits, support: BoolArray) -> FloatArray:

@@ -30,10 +30,11 @@ from typing import Any, Literal
 import numpy as np
 
 from osscar_opt._typing import ArrayLike, BoolArray, FloatArray, read_only
-from osscar_opt.errors import CapabilityError, InputError, OptionError, SolverError
+from osscar_opt.errors import CapabilityError, InputError, OptionError
 from osscar_opt.formulations._digest import content_hash
 from osscar_opt.formulations.counts import CountProblem
-from osscar_opt.formulations.outcome import Bound, Outcome, judged
+from osscar_opt.formulations.masks.masked import Masked, checked_mask
+from osscar_opt.formulations.outcome import Bound, judged
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import BoundKind
 
@@ -204,7 +205,7 @@ class DepthwiseProblem:
         >>> DepthwiseProblem([np.eye(2) + 1], [[1.0, 2.0]], tile=1, keep=1).refit([[False, True]])
         array([[0. , 2.5]])
         """
-        kept = self._mask(mask)
+        kept = checked_mask(mask, self.weights.shape)
         weights = np.zeros(kept.shape)
         for gram, dense, own, row in zip(self.grams, self.weights, kept, weights, strict=True):
             row[own] = np.linalg.solve(gram[np.ix_(own, own)], gram[own] @ dense)
@@ -218,7 +219,7 @@ class DepthwiseProblem:
         >>> DepthwiseProblem([np.eye(2)], [[1.0, 2.0]], tile=1, keep=1).violation([[True, True]])
         'keeps 2 weights in tile 0, more than 1'
         """
-        counts = self._mask(mask).reshape(self.tiles, -1).sum(axis=1)
+        counts = checked_mask(mask, self.weights.shape).reshape(self.tiles, -1).sum(axis=1)
         worst = int(np.argmax(counts))
         return (
             ""
@@ -293,15 +294,9 @@ class DepthwiseProblem:
             raise InputError(f"there is no tile {number}: tiles are 0..{self.tiles - 1}.")
         return slice(number * self.tile, (number + 1) * self.tile)
 
-    def _mask(self, mask: ArrayLike) -> BoolArray:
-        kept = np.asarray(mask)
-        if kept.dtype != bool or kept.shape != self.weights.shape:
-            raise InputError(f"the mask must be of booleans, of shape {self.weights.shape}.")
-        return kept
-
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class DepthwiseSolution(Outcome):
+class DepthwiseSolution(Masked):
     """A mask with its weights, and what is known of it.
 
     Attributes
@@ -319,27 +314,6 @@ class DepthwiseSolution(Outcome):
     """
 
     problem: DepthwiseProblem
-    mask: BoolArray
-    weights: FloatArray
-
-    def verify(self) -> None:
-        """Recompute what can be recomputed.
-
-        Raises
-        ------
-        SolverError
-            Naming the first thing that does not hold.
-
-        Examples
-        --------
-        >>> DepthwiseProblem([np.eye(2)], [[1.0, 2.0]], tile=1, keep=1).solve().verify()
-        """
-        violation = self.problem.violation(self.mask)
-        if violation:
-            raise SolverError(f"the mask is not feasible: it {violation}.")
-        if np.any(self.weights[~self.mask]):
-            raise SolverError("a weight outside the mask is not zero.")
-        self.require_objective(self.problem.objective(self.weights))
 
     def to_dict(self) -> dict[str, Any]:
         """As `Outcome.to_dict`, with the number of weights kept.

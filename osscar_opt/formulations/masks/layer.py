@@ -33,11 +33,12 @@ from typing import Any
 import numpy as np
 
 from osscar_opt._typing import ArrayLike, BoolArray, FloatArray, read_only
-from osscar_opt.errors import InputError, OptionError, SolverError
+from osscar_opt.errors import InputError, OptionError
 from osscar_opt.formulations._digest import content_hash
+from osscar_opt.formulations.masks.masked import Masked, checked_mask
 from osscar_opt.formulations.masks.pattern import Pattern
 from osscar_opt.formulations.masks.rules import RULES
-from osscar_opt.formulations.outcome import Bound, Outcome, judged
+from osscar_opt.formulations.outcome import Bound, judged
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import BoundKind, Solution, Termination, absolute_tolerance
 from osscar_opt.linalg.factor import factor
@@ -161,7 +162,7 @@ class MaskProblem:
         >>> MaskProblem(Problem(np.eye(2), [[1.0], [2.0]]), "1:2").refit([[False], [True]]).ravel()
         array([0., 2.])
         """
-        kept = self._mask(mask)
+        kept = checked_mask(mask, self.problem.cross.shape)
         weights = np.zeros(kept.shape)
         distinct, which = np.unique(kept.T, axis=0, return_inverse=True)
         for number, column in enumerate(distinct):
@@ -190,7 +191,7 @@ class MaskProblem:
         >>> MaskProblem(Problem(np.eye(2), [[1.0], [2.0]]), "1:2").violation([[True], [False]])
         ''
         """
-        return self.pattern.violation(self._mask(mask))
+        return self.pattern.violation(checked_mask(mask, self.problem.cross.shape))
 
     def bound(self) -> Bound:
         """The bound by blocks of inputs of the module's docstring, certified; none if a block has too many patterns.
@@ -346,15 +347,9 @@ class MaskProblem:
         fitted[:, :done] = weights
         return whole, fitted
 
-    def _mask(self, mask: ArrayLike) -> BoolArray:
-        kept = np.asarray(mask)
-        if kept.dtype != bool or kept.shape != self.problem.cross.shape:
-            raise InputError(f"the mask must be of booleans, of shape {self.problem.cross.shape}.")
-        return kept
-
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class MaskSolution(Outcome):
+class MaskSolution(Masked):
     """Masks with their weights, and what is known of them.
 
     Attributes
@@ -374,25 +369,4 @@ class MaskSolution(Outcome):
     """
 
     problem: MaskProblem
-    mask: BoolArray
-    weights: FloatArray
     parts: tuple[Solution, ...] = ()
-
-    def verify(self) -> None:
-        """Recompute what can be recomputed.
-
-        Raises
-        ------
-        SolverError
-            Naming the first thing that does not hold.
-
-        Examples
-        --------
-        >>> MaskProblem(Problem(np.eye(2), [[1.0], [2.0]]), "1:2").solve("magnitude").verify()
-        """
-        violation = self.problem.violation(self.mask)
-        if violation:
-            raise SolverError(f"the mask is not feasible: it {violation}.")
-        if np.any(self.weights[~self.mask]):
-            raise SolverError("a weight outside the mask is not zero.")
-        self.require_objective(self.problem.objective(self.weights))

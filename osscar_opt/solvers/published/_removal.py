@@ -12,7 +12,7 @@ from osscar_opt.formulations.problem import Problem
 from osscar_opt.solvers.base import Deadline, Report
 from osscar_opt.solvers.selection import removal_shares
 
-__all__ = ["Remover", "remove_groups", "unlimited"]
+__all__ = ["Remover", "remove_groups"]
 
 _TOLD_EVERY = 16
 """Removals between two words on progress."""
@@ -26,13 +26,6 @@ class Remover(Protocol):
 
     def remove(self, groups: IntArray) -> None:
         """Take groups out and update what stays."""
-
-
-def unlimited(problem: Problem, keep: int) -> Problem:
-    """The same problem with a plain keep for its only limit, and nothing forced."""
-    return problem.with_limits(
-        keep=keep, costs=None, budget=None, blocks=None, block_keep=None, always_keep=None, always_remove=None
-    )
 
 
 def remove_groups(

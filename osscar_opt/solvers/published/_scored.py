@@ -10,22 +10,10 @@ import numpy as np
 
 from osscar_opt._typing import BoolArray, FloatArray, IntArray
 from osscar_opt.formulations.problem import Problem
-from osscar_opt.formulations.scores import ranked_support, reference_weights
+from osscar_opt.formulations.scores import masked_weights, ranked_support
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
 
-__all__ = ["ScoredRule", "masked_weights"]
-
-
-def masked_weights(problem: Problem, support: BoolArray) -> FloatArray:
-    """Dense weights with the rows outside the support set to zero.
-
-    Examples
-    --------
-    >>> from osscar_opt import Problem
-    >>> masked_weights(Problem(np.eye(2), [[1.0], [3.0]]), np.array([False, True])).ravel()
-    array([0., 3.])
-    """
-    return np.where(problem.groups.row_mask(support)[:, None], reference_weights(problem), 0.0)
+__all__ = ["ScoredRule"]
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from osscar_opt._typing import BoolArray, FloatArray, IntArray
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.published._removal import remove_groups, unlimited
+from osscar_opt.solvers.published._removal import remove_groups
 from osscar_opt.solvers.published._surgeon import Surgeon
+from osscar_opt.solvers.selection import with_keep_alone
 
 __all__ = ["SlimGPT"]
 
@@ -105,7 +106,7 @@ class SlimGPT(Solver):
         )
 
     def removal_order(self, problem: Problem, *, keep: int, deadline: Deadline, report: Report) -> IntArray:
-        posed = unlimited(problem, keep)
+        posed = with_keep_alone(problem, keep)
         rule = _Rule(posed, self.fewest, self.most)
         _, removed, _ = remove_groups(posed, rule, deadline=deadline, report=report, batch=rule.batch)
         return np.asarray(removed)

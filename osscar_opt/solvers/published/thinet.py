@@ -31,7 +31,8 @@ from osscar_opt.formulations.collapsed import collapse, scaled_weights
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.published._removal import remove_groups, unlimited
+from osscar_opt.solvers.published._removal import remove_groups
+from osscar_opt.solvers.selection import with_keep_alone
 
 __all__ = ["ThiNet"]
 
@@ -86,6 +87,6 @@ class ThiNet(Solver):
         return Proposal(support, weights=weights, termination=termination)
 
     def removal_order(self, problem: Problem, *, keep: int, deadline: Deadline, report: Report) -> IntArray:
-        posed = unlimited(problem, keep)
+        posed = with_keep_alone(problem, keep)
         _, removed, _ = remove_groups(posed, _Rule(collapse(posed)), deadline=deadline, report=report)
         return np.asarray(removed)

@@ -31,8 +31,9 @@ from osscar_opt._typing import BoolArray, FloatArray, IntArray
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.formulations.solution import Termination
 from osscar_opt.solvers.base import Deadline, Proposal, Report, Solver
-from osscar_opt.solvers.published._removal import remove_groups, unlimited
+from osscar_opt.solvers.published._removal import remove_groups
 from osscar_opt.solvers.published._surgeon import Surgeon
+from osscar_opt.solvers.selection import with_keep_alone
 
 __all__ = ["ZipLM"]
 
@@ -85,6 +86,6 @@ class ZipLM(Solver):
         )
 
     def removal_order(self, problem: Problem, *, keep: int, deadline: Deadline, report: Report) -> IntArray:
-        posed = unlimited(problem, keep)
+        posed = with_keep_alone(problem, keep)
         _, removed, _ = remove_groups(posed, _Rule(posed), deadline=deadline, report=report)
         return np.asarray(removed)
