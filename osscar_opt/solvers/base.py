@@ -91,6 +91,9 @@ class Solver(abc.ABC):
         Reductions of presolve that cost this method more than they save: not made unless they are asked for by name.
     requires : tuple of str
         Packages to be importable, by import name.
+    needs : tuple of str
+        Options that have no sensible default and must be given, such as scores that come from elsewhere; they are None
+        where they are not.
 
     Examples
     --------
@@ -114,14 +117,20 @@ class Solver(abc.ABC):
     presolve: ClassVar[bool] = True
     unhelpful: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Refuse numbers below what a field's metadata gives as the least that makes sense."""
-        for option in fields(self):
-            value, least = getattr(self, option.name), option.metadata.get("least")
+        """Refuse to go without what is needed, and numbers below what a field's metadata gives as the least."""
+        for option in self.needs:
+            if getattr(self, option) is None:
+                raise OptionError(
+                    f"method {self.name!r} needs {option}=: see its docstring for what it holds."
+                )
+        for checked in fields(self):
+            value, least = getattr(self, checked.name), checked.metadata.get("least")
             if least is not None and value < least:
                 raise OptionError(
-                    f"option {option.name!r} of method {self.name!r} must be at least {least}, but is {value}."
+                    f"option {checked.name!r} of method {self.name!r} must be at least {least}, but is {value}."
                 )
 
     @abc.abstractmethod

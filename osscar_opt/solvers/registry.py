@@ -55,6 +55,7 @@ _OWN: dict[str, str] = {
     "magnitude": "osscar_opt.solvers.magnitude:Magnitude",
     "magnitude_refit": "osscar_opt.solvers.magnitude_refit:MagnitudeRefit",
     "random": "osscar_opt.solvers.random:Random",
+    "scores": "osscar_opt.solvers.scores:Scores",
     "cvxpy": "osscar_opt.solvers.cvxpy:Cvxpy",
     "wanda": "osscar_opt.solvers.published.wanda:Wanda",
     "activation": "osscar_opt.solvers.published.activation:Activation",
@@ -66,6 +67,7 @@ _OWN: dict[str, str] = {
     "thinet": "osscar_opt.solvers.published.thinet:ThiNet",
     "channel_lasso": "osscar_opt.solvers.published.channel_lasso:ChannelLasso",
     "group_lasso": "osscar_opt.solvers.published.group_lasso:GroupLasso",
+    "udfc": "osscar_opt.solvers.published.udfc:Udfc",
     "abess": "osscar_opt.solvers.published.abess:Abess",
 }
 
@@ -102,11 +104,13 @@ class SolverInfo:
     source : str
         Import string of the class.
     options : tuple of OptionInfo
+    needs : tuple of str
+        Options that must be given.
 
     Examples
     --------
-    >>> solvers()["magnitude"].proves
-    False
+    >>> solvers()["magnitude"].proves, solvers()["scores"].needs
+    (False, ('scores',))
     """
 
     name: str
@@ -117,6 +121,7 @@ class SolverInfo:
     why_not: str
     source: str
     options: tuple[OptionInfo, ...]
+    needs: tuple[str, ...] = ()
 
 
 class SolverTable(tuple[SolverInfo, ...]):
@@ -256,7 +261,7 @@ def own_source(name: str) -> str:
 
 
 def methods_handling(features: Iterable[str]) -> tuple[str, ...]:
-    """Names of the available methods that handle all of the given features.
+    """Names of the available methods that handle all of the given features, and need nothing but the problem.
 
     Examples
     --------
@@ -264,7 +269,8 @@ def methods_handling(features: Iterable[str]) -> tuple[str, ...]:
     True
     """
     needed = frozenset(features) - {"forced"}  # presolved away for whoever does not handle it
-    return tuple(info.name for info in solvers() if info.available and needed <= info.handles)
+    fitting = (info for info in solvers() if info.available and not info.needs)
+    return tuple(info.name for info in fitting if needed <= info.handles)
 
 
 def default_reductions(solver: Solver) -> tuple[str, ...]:
@@ -322,6 +328,7 @@ def _info(name: str, cls: type[Solver], source: str) -> SolverInfo:
         why_not=f"{missing} is not installed" if missing else "",
         source=source,
         options=tuple(OptionInfo(f.name, str(f.type), _default(f)) for f in dataclasses.fields(cls)),
+        needs=cls.needs,
     )
 
 

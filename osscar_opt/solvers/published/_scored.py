@@ -32,14 +32,14 @@ class ScoredRule(Solver):
     refit: bool = False
 
     @abc.abstractmethod
-    def scores(self, problem: Problem) -> FloatArray:
+    def score_groups(self, problem: Problem) -> FloatArray:
         """Score of every group, shape (n,); the larger, the more worth keeping."""
 
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
     ) -> Proposal:
-        support = ranked_support(problem, self.scores(problem))
+        support = ranked_support(problem, self.score_groups(problem))
         return Proposal(support, weights=None if self.refit else masked_weights(problem, support))
 
     def removal_order(self, problem: Problem, *, keep: int, deadline: Deadline, report: Report) -> IntArray:
-        return np.argsort(self.scores(problem), kind="stable").astype(np.int64)
+        return np.argsort(self.score_groups(problem), kind="stable").astype(np.int64)

@@ -57,6 +57,6 @@ class Activation(ScoredRule):
 
     name: ClassVar[str] = "activation"
 
-    def scores(self, problem: Problem) -> FloatArray:
+    def score_groups(self, problem: Problem) -> FloatArray:
         """Score of every group; see `activation_scores`."""
         return activation_scores(problem)

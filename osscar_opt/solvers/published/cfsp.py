@@ -88,7 +88,7 @@ class Cfsp(ScoredRule):
     inner_power: float = field(default=1.0, metadata={"least": 0})
     outer_power: float = field(default=1.0, metadata={"least": 0})
 
-    def scores(self, problem: Problem) -> FloatArray:
+    def score_groups(self, problem: Problem) -> FloatArray:
         """Score of every group; see `cfsp_scores`."""
         return cfsp_scores(
             problem, self.relative_to, inner_power=self.inner_power, outer_power=self.outer_power

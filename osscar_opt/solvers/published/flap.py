@@ -81,6 +81,6 @@ class Flap(ScoredRule):
 
     name: ClassVar[str] = "flap"
 
-    def scores(self, problem: Problem) -> FloatArray:
+    def score_groups(self, problem: Problem) -> FloatArray:
         """Score of every group; see `flap_scores`."""
         return flap_scores(problem)

@@ -81,14 +81,14 @@ class SparseGPT(ScoredRule):
 
     saliency: Literal["cholesky", "inverse"] = "cholesky"
 
-    def scores(self, problem: Problem) -> FloatArray:
+    def score_groups(self, problem: Problem) -> FloatArray:
         """Score of every group; see `sparsegpt_scores`."""
         return sparsegpt_scores(problem, self.saliency)
 
     def propose(
         self, problem: Problem, *, start: BoolArray | None, deadline: Deadline, report: Report
     ) -> Proposal:
-        support = ranked_support(problem, self.scores(problem))
+        support = ranked_support(problem, self.score_groups(problem))
         return Proposal(support, weights=None if self.refit else _compensated(problem, support))
 
 

@@ -62,6 +62,6 @@ class Wanda(ScoredRule):
 
     name: ClassVar[str] = "wanda"
 
-    def scores(self, problem: Problem) -> FloatArray:
+    def score_groups(self, problem: Problem) -> FloatArray:
         """Score of every group; see `wanda_scores`."""
         return wanda_scores(problem)

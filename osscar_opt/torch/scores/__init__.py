@@ -1,0 +1,39 @@
+"""Scores of published rules that need a model: its gradients, its feature maps, the weights of other layers.
+
+Each function takes a model and batches and returns a `PerProblem`: for every site an array that the methods
+``"scores"`` and ``"udfc"`` take.
+
+>>> import torch
+>>> from osscar_opt.torch import prune_model
+>>> from osscar_opt.torch.scores import taylor_scores
+>>> model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+>>> batches = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+>>> scores = taylor_scores(model, batches)
+>>> report = prune_model(model, batches, sparsity=0.5, method="scores", options={"scores": scores, "refit": True})
+>>> model[2].in_features
+4
+"""
+
+from __future__ import annotations
+
+from osscar_opt.torch.scores.beta_rank import beta_rank_scores
+from osscar_opt.torch.scores.chip import chip_scores
+from osscar_opt.torch.scores.filter_gram import filter_gram
+from osscar_opt.torch.scores.fpgm import fpgm_scores
+from osscar_opt.torch.scores.head_importance import head_importance
+from osscar_opt.torch.scores.loraprune import loraprune_scores
+from osscar_opt.torch.scores.lrp import lrp_scores
+from osscar_opt.torch.scores.nvit import nvit_scores
+from osscar_opt.torch.scores.taylor import taylor_scores
+
+__all__ = [
+    "beta_rank_scores",
+    "chip_scores",
+    "filter_gram",
+    "fpgm_scores",
+    "head_importance",
+    "loraprune_scores",
+    "lrp_scores",
+    "nvit_scores",
+    "taylor_scores",
+]

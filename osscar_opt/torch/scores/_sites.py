@@ -1,0 +1,150 @@
+"""What the rules share: sites and batches, sums over units, and what layers are called with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from osscar_opt._typing import FloatArray, IntArray
+from osscar_opt.errors import LayerError
+from osscar_opt.torch.batches import Batches
+from osscar_opt.torch.collect import each_batch
+from osscar_opt.torch.coupling import Coupling, Site, Slice, trace_coupling
+from osscar_opt.torch.layers import find_layer
+
+__all__ = [
+    "Material",
+    "by_sample",
+    "channel_axis",
+    "filters",
+    "is_weight",
+    "parameters_of",
+    "per_unit",
+    "prepare",
+]
+
+
+class Material:
+    """A model, its sites and its batches.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+    sites : dict of str to Site
+    given : list
+        The batches as they came, labels and all.
+    batches : Batches
+    """
+
+    def __init__(self, model: torch.nn.Module, given: list[Any], sites: dict[str, Site]) -> None:
+        self.model = model
+        self.sites = sites
+        self.given = given
+        self.batches = Batches(model, given)
+
+    def consumers(self) -> dict[str, torch.nn.Module]:
+        """The layers that read the sites' units, by name."""
+        return {name: find_layer(self.model, name) for site in self.sites.values() for name in site.consumers}
+
+    def samples(self, number: int) -> int:
+        """How many samples a batch has: the length of its first tensor."""
+        args, kwargs = self.batches.call(number)
+        first = next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor))
+        return len(first)
+
+
+def prepare(
+    model: torch.nn.Module,
+    batches: Any,
+    coupling: Coupling | None,
+    sites: str | Sequence[str] | None,
+) -> Material:
+    """Hold the batches, and find the sites.
+
+    Raises
+    ------
+    LayerError
+        When there are no batches, or a name fits no site.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise LayerError(f"expected a torch module, got {type(model).__name__}.")
+    given = list(each_batch(batches))
+    if not given:
+        raise LayerError("there were no batches to run through the model: give at least one.")
+    found = trace_coupling(model, given[0]) if coupling is None else coupling
+    names = set(found.select(sites))
+    return Material(model, given, {name: site for name, site in found.sites.items() if name in names})
+
+
+def per_unit(values: FloatArray, units: IntArray, n: int) -> FloatArray:
+    """Sum of values over the entries of each of n units; entries of unit -1 are left out."""
+    own = units >= 0
+    return np.bincount(units[own], weights=values[own], minlength=n).astype(np.float64)
+
+
+def parameters_of(
+    model: torch.nn.Module, slices: Iterable[Slice]
+) -> Iterator[tuple[Slice, torch.nn.Parameter]]:
+    """The slices that are of parameters; those of buffers are left out."""
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for part in slices:
+        if part.parameter in known:
+            yield part, known[part.parameter]
+
+
+def is_weight(site: Site, part: Slice, parameter: torch.Tensor) -> bool:
+    """Whether a slice is one of the weights, not biases or norms, of the layers that write the units."""
+    return part.parameter.rpartition(".")[0] in site.producers and parameter.ndim > 1
+
+
+def filters(site: Site, part: Slice, parameter: torch.Tensor) -> torch.Tensor:
+    """All weights that write each unit, flattened in order: shape (n, entries), float64.
+
+    Raises
+    ------
+    LayerError
+        When the units have unequal shares of the parameter.
+    """
+    rows = parameter.detach().to("cpu", torch.float64).movedim(part.axis, 0).flatten(1)
+    units = torch.from_numpy(np.asarray(part.units))
+    counts = torch.bincount(units[units >= 0], minlength=site.n)
+    if int(counts.min()) != int(counts.max()):
+        raise LayerError(f"the units of {site.name} have unequal shares of {part.parameter}.")
+    order = torch.argsort(units, stable=True)[int((units < 0).sum()) :]
+    return rows[order].reshape(site.n, -1)
+
+
+def channel_axis(layer: torch.nn.Module) -> int:
+    """Axis of a layer's input, or output, along which its channels lie."""
+    return 1 if isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d)) else -1
+
+
+def by_sample(values: torch.Tensor, layer: torch.nn.Module, samples: int, name: str) -> torch.Tensor:
+    """Values of a layer's input as (samples, channels, positions).
+
+    Raises
+    ------
+    LayerError
+        When the input's first axis does not hold the samples one after another.
+    """
+    moved = values.movedim(channel_axis(layer), -1)
+    if moved.ndim < 2 or len(moved) % samples:
+        raise LayerError(
+            f"{name} is called with inputs of shape {tuple(values.shape)} for {samples} samples, so that nobody can "
+            "tell which sample a row belongs to: choose other sites."
+        )
+    return moved.reshape(samples, -1, moved.shape[-1]).transpose(1, 2)
+
+
+def layer_name(parameter: str) -> str:
+    """Name of the module that a parameter belongs to."""
+    return parameter.rpartition(".")[0]
+
+
+def require_units(sites: Mapping[str, Site]) -> None:
+    """Refuse to go on without a site."""
+    if not sites:
+        raise LayerError("the model has no such site: see osscar_opt.torch.trace_coupling for what there is.")
