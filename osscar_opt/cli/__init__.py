@@ -13,7 +13,18 @@ from typing import Annotated
 
 import typer
 
-from osscar_opt.cli import bench, bounds, files, graphs, instances, models, pruning, reporting, solving
+from osscar_opt.cli import (
+    bench,
+    bounds,
+    comparing,
+    files,
+    graphs,
+    instances,
+    models,
+    pruning,
+    reporting,
+    solving,
+)
 from osscar_opt.cli._console import GuardedGroup, print_version
 
 __all__ = ["app", "main"]
@@ -41,6 +52,7 @@ def _root(
 app.command()(solving.solve)
 app.command()(solving.path)
 app.command()(bounds.bound)
+app.command()(comparing.compare)
 app.command()(solving.verify)
 app.command()(solving.solvers)
 app.command()(files.info)

@@ -15,7 +15,9 @@ __all__ = ["parse_options"]
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def parse_options(method: str, pairs: Iterable[str], seed: int | None = None) -> dict[str, Any]:
+def parse_options(
+    method: str, pairs: Iterable[str], seed: int | None = None, *, given: Iterable[str] = ()
+) -> dict[str, Any]:
     """Turn ``["rounds=3", "exact=yes"]`` into typed options, checked against the method.
 
     Parameters
@@ -26,6 +28,8 @@ def parse_options(method: str, pairs: Iterable[str], seed: int | None = None) ->
         Each ``name=value``; None is written ``none``, tuples with commas.
     seed : int, optional
         Short for ``seed=...``.
+    given : iterable of str, optional
+        Options that the method needs and will be given otherwise.
 
     Raises
     ------
@@ -51,7 +55,7 @@ def parse_options(method: str, pairs: Iterable[str], seed: int | None = None) ->
         if name in options:
             raise OptionError(f"option {name!r} is given twice.")
         options[name] = _typed(text, hints[name], name, method) if name in hints else text
-    get_solver(method, options)  # complains of names there are not
+    get_solver(method, dict.fromkeys(given, ()) | options)  # complains of names there are not
     return options
 
 

@@ -16,6 +16,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 _PICTURES = (".png", ".svg", ".pdf")
 
 
+def require_picture(path: Path | None) -> None:
+    """Refuse a name that no picture has, before work goes into it."""
+    if path is not None and path.suffix.lower() not in _PICTURES:
+        raise InputError(f"cannot draw {path}: end the name in one of {', '.join(_PICTURES)}.")
+
+
 def graph(
     model: Annotated[
         str, typer.Argument(help="'smollm2', or a folder with a checkpoint.", show_default=False)
@@ -28,8 +34,7 @@ def graph(
 ) -> None:
     """Show which parts of a model can be pruned, what goes with them, and what is left alone and why."""
     require_writable(out)
-    if out is not None and out.suffix.lower() not in _PICTURES:
-        raise InputError(f"cannot draw {out}: end the name in one of {', '.join(_PICTURES)}.")
+    require_picture(out)
     from osscar_opt.torch.checkpoint import load_pruned
     from osscar_opt.torch.coupling import trace_coupling
     from osscar_opt.torch.example import example_batch

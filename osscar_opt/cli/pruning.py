@@ -22,7 +22,10 @@ def prune(
         typer.Option(help="ffn, heads, or a pattern of names; may be repeated. All by default."),
     ] = None,
     multiple: Annotated[int, typer.Option(min=1, help="Round what stays up to a multiple of this.")] = 1,
-    method: Annotated[str, typer.Option("--method", "-m", help="See `osscar-opt solvers`.")] = "osscar",
+    method: Annotated[
+        str,
+        typer.Option("--method", "-m", help="See `osscar-opt solvers`; also taylor, nvit, chip, fpgm, ..."),
+    ] = "osscar",
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", help="Of the method: name=value; may be repeated.")
     ] = None,
@@ -59,11 +62,15 @@ def prune(
     from osscar_opt.torch.checkpoint import refuse_occupied, save_pruned
     from osscar_opt.torch.extract_file import calibration_batches, load_language_model
     from osscar_opt.torch.prune import prune_model
+    from osscar_opt.torch.scores import MODEL_RULES
 
     if (sparsity is None) == (keep is None):
         raise InputError("give either --sparsity, the share of units that goes, or --keep, how many stay.")
     refuse_occupied(out)
-    options = parse_options(method, option or ())
+    rule = MODEL_RULES.get(method)
+    options = parse_options(
+        method if rule is None else rule.method, option or (), given=() if rule is None else (rule.option,)
+    )
     with patience("Loading the model"):
         loaded, tokenizer, name = load_language_model(model)
         batches, text_name = calibration_batches(

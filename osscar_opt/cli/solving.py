@@ -67,7 +67,7 @@ def solve(
     require_writable(certificate)
     asked = [] if certificate is None else ["certificate=yes"]
     options = parse_options(method, [*(option or ()), *asked], seed)
-    problem = _limited(read_instance(file), keep, sparsity)
+    problem = limited(read_instance(file), keep, sparsity)
     solution = problem.solve(method, time_limit=time_limit, **options)
     if output is not None:
         solution.save(output)
@@ -224,7 +224,8 @@ def _named(file: Path) -> Entry | None:
     return None if file.exists() else next((entry for entry in catalogue() if entry.name == str(file)), None)
 
 
-def _limited(problem: Problem, keep: int | None, sparsity: float | None) -> Problem:
+def limited(problem: Problem, keep: int | None, sparsity: float | None) -> Problem:
+    """Apply --keep or --sparsity to a problem."""
     from osscar_opt.errors import InputError
     from osscar_opt.formulations.moments import keep_at_sparsity
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 import numbers
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from osscar_opt.errors import InputError, LayerError
+from osscar_opt.formulations.per_problem import PerProblem
 from osscar_opt.solvers.base import Solver
 from osscar_opt.solvers.progress import Tally
 from osscar_opt.solvers.registry import get_solver
@@ -26,6 +28,7 @@ from osscar_opt.torch.moments import LayerMoments
 from osscar_opt.torch.plan import Width, choose_sites, choose_widths
 from osscar_opt.torch.pruning import Options, Pruning, dense_parts
 from osscar_opt.torch.report import PruneReport
+from osscar_opt.torch.scores import MODEL_RULES
 from osscar_opt.torch.shrinking import shrink
 from osscar_opt.torch.sites import site_problem
 from osscar_opt.torch.workfolder import Results
@@ -97,7 +100,9 @@ def prune_model(
     multiple : int, or mapping of kind to int, optional
         The number that stays is rounded up to a multiple of it.
     method : str or Solver, optional
-        Any registered method, or a solver of one's own.
+        Any registered method, a solver of one's own, or a rule that needs the model: the names in
+        `osscar_opt.torch.scores.MODEL_RULES`, such as ``"taylor"``, whose scores are then computed on the batches, in
+        the dense model, once.
     options : mapping, optional
         Of the method.
     sites : str or sequence of str, optional
@@ -160,12 +165,28 @@ def prune_model(
     """
     began = time.monotonic()
     _require(apply in ("shrink", "mask"), f'apply = {apply!r} must be "shrink" or "mask".')
-    settings = _settings(method, options, order, targets, damping, intercept, gap, time_limit)
+    rule = MODEL_RULES.get(method) if isinstance(method, str) else None
+    placeholder = {} if rule is None else {rule.option: PerProblem({}, rule=str(method))}
+    settings = _settings(
+        method if rule is None else rule.method,
+        {**placeholder, **(options or {})},
+        order,
+        targets,
+        damping,
+        intercept,
+        gap,
+        time_limit,
+    )
     held, coupling = _traced(model, batches, coupling)
     chosen = choose_sites(coupling, sites, sparsity if keep is None else keep)
     widths = choose_widths(coupling, chosen, sparsity=sparsity, keep=keep, multiple=multiple)
     pruned = {name: width for name, width in widths.items() if width.pruned}
     _require_layers(model, pruned, intercept)
+    if rule is not None and pruned and rule.option not in (options or {}):
+        made = rule.make(model, held, coupling=coupling, sites=list(pruned))
+        settings = dataclasses.replace(
+            settings, name=str(method), options={**settings.options, rule.option: made}
+        )
     before = _parameters(model)
     with _run(model, held, pruned, settings, device, folder, progress) as run:
         run.sites()
@@ -365,7 +386,7 @@ def _settings(
     return Options(
         method=method,
         name=solver.name,
-        options=dict(options or {}),
+        options={name: getattr(solver, name) for name in options or {}},  # as the solver keeps them
         parallel=order == "parallel",
         teacher=order == "sequential" and targets == "teacher",
         damping=float(damping),

@@ -12,10 +12,16 @@ Each function takes a model and batches and returns a `PerProblem`: for every si
 >>> report = prune_model(model, batches, sparsity=0.5, method="scores", options={"scores": scores, "refit": True})
 >>> model[2].in_features
 4
+
+``prune_model(model, batches, sparsity=0.5, method="taylor")`` does the same in one call, with the calibration batches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from osscar_opt.formulations.per_problem import PerProblem
 from osscar_opt.torch.scores.beta_rank import beta_rank_scores
 from osscar_opt.torch.scores.chip import chip_scores
 from osscar_opt.torch.scores.filter_gram import filter_gram
@@ -27,6 +33,8 @@ from osscar_opt.torch.scores.nvit import nvit_scores
 from osscar_opt.torch.scores.taylor import taylor_scores
 
 __all__ = [
+    "MODEL_RULES",
+    "ModelRule",
     "beta_rank_scores",
     "chip_scores",
     "filter_gram",
@@ -37,3 +45,32 @@ __all__ = [
     "nvit_scores",
     "taylor_scores",
 ]
+
+
+@dataclass(frozen=True)
+class ModelRule:
+    """A rule that needs a model: what makes its arrays, and the method and option that take them.
+
+    Examples
+    --------
+    >>> MODEL_RULES["taylor"].method, MODEL_RULES["taylor"].option
+    ('scores', 'scores')
+    """
+
+    make: Callable[..., PerProblem]
+    method: str = "scores"
+    option: str = "scores"
+
+
+MODEL_RULES: dict[str, ModelRule] = {
+    "udfc": ModelRule(filter_gram, "udfc", "filters"),
+    "fpgm": ModelRule(fpgm_scores),
+    "chip": ModelRule(chip_scores),
+    "beta_rank": ModelRule(beta_rank_scores),
+    "head_importance": ModelRule(head_importance),
+    "taylor": ModelRule(taylor_scores),
+    "nvit": ModelRule(nvit_scores),
+    "loraprune": ModelRule(loraprune_scores),
+    "lrp": ModelRule(lrp_scores),
+}
+"""By the name that `osscar_opt.torch.prune_model` and ``osscar-opt compare`` take."""

@@ -1,0 +1,247 @@
+"""All rules that apply to one problem, side by side: what each chooses, what it makes of the weights, what that costs.
+
+Each rule is run as published, and its choice is judged once more with the best weights on it. So two questions are
+answered apart: how well a rule chooses, and how well it repairs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from osscar_opt.bench.comparison import Comparison, Row
+from osscar_opt.bench.rules import RULES, Rule, why_not
+from osscar_opt.errors import InfeasibleError, LayerError, OsscarError, UnknownMethodError
+from osscar_opt.formulations.problem import Problem
+from osscar_opt.linalg.blas import cholesky_lower, inverse_from_cholesky_lower
+from osscar_opt.solvers.progress import Tally
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["compare", "compare_layer"]
+
+_REFERENCE = "exact"
+_PROVED = ("exact", "highs", "cvxpy", "exhaustive", "auto")
+
+
+def compare(
+    problem: Problem,
+    *,
+    rules: Iterable[str] | None = None,
+    arrays: Mapping[str, Any] | None = None,
+    exact: bool = False,
+    time_limit: float | None = 20.0,
+    progress: bool | None = None,
+) -> Comparison:
+    """Run every rule that applies to a problem, as published and with a refit.
+
+    Parameters
+    ----------
+    problem : Problem
+        With a limit on what may stay.
+    rules : iterable of str, optional
+        Names of `osscar_opt.bench.rules.RULES`; None: all but those that prove optimality.
+    arrays : mapping of str to array or PerProblem, optional
+        By rule, what needs a model: what `osscar_opt.torch.scores` computes.
+    exact : bool, optional
+        Run branch and bound too, for a reference with a bound.
+    time_limit : float, optional
+        Seconds for each method.
+    progress : bool, optional
+        Show a line on stderr after two seconds; None: only if stderr is a terminal.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    UnknownMethodError
+        When a name is no rule's.
+    InputError
+        When the problem has no limit.
+    InfeasibleError
+        When no choice meets the problem's limits.
+
+    Examples
+    --------
+    >>> from osscar_opt.instances import random_instance
+    >>> problem = random_instance(0, "correlated", n=8, q=3).with_keep(4)
+    >>> found = compare(problem, rules=["magnitude", "ziplm", "osscar"], exact=True)
+    >>> found.rows[0].rule.name, round(found.excess(found.rows[0].refitted), 9)
+    ('exact', 0.0)
+    """
+    names = [*([_REFERENCE] if exact else []), *(_default_rules() if rules is None else rules)]
+    chosen = [_known(name) for name in dict.fromkeys(names)]
+    given = dict(arrays or {})
+    skipped: list[tuple[str, str]] = []
+    rows: list[Row] = []
+    bounds: list[float] = []
+    tally = Tally(len(chosen), progress)
+    try:
+        for number, found in enumerate(chosen):
+            tally.look(number, 1)
+            reason = why_not(found, problem, frozenset(given))
+            if reason:
+                skipped.append((found.name, reason))
+                continue
+            try:
+                row, bound = _run(problem, found, given.get(found.name), time_limit)
+            except InfeasibleError:
+                raise
+            except OsscarError as error:
+                skipped.append((found.name, str(error)))
+                continue
+            rows.append(row)
+            bounds += [] if bound is None else [bound]
+    finally:
+        tally.close()
+    least = min((row.best for row in rows), default=0.0) or 1.0
+
+    def rank(row: Row) -> tuple[float, int]:
+        """By error, and where rounding alone tells them apart in the order of the rules' table."""
+        return round(row.best / least, 9) if row.refitted is None else round(
+            row.refitted / least, 9
+        ), chosen.index(row.rule)
+
+    ranked = sorted(rows, key=rank)
+    return Comparison(
+        problem, tuple(ranked), tuple(skipped), _inverse_seconds(problem), max(bounds, default=None)
+    )
+
+
+def compare_layer(
+    model: torch.nn.Module,
+    layer: str,
+    batches: Any,
+    *,
+    sparsity: float | None = None,
+    keep: int | None = None,
+    damping: float = 1e-2,
+    rules: Iterable[str] | None = None,
+    exact: bool = False,
+    time_limit: float | None = 20.0,
+    score_batches: int | None = 4,
+    progress: bool | None = None,
+) -> Comparison:
+    """Run every rule on the problem of one site of a model, those that need gradients, maps or filters among them.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Not changed.
+    layer : str
+        Name of the site: that of the layer that reads the units (``"model.layers.3.mlp.down_proj"``).
+    batches
+        As `osscar_opt.torch.prune_model` takes them.
+    sparsity, keep : float, int
+        One of them.
+    damping : float, optional
+    rules, exact, time_limit, progress
+        As for `compare`.
+    score_batches : int, optional
+        How many of the batches the model's gradients and feature maps are taken on; None: all.
+
+    Returns
+    -------
+    Comparison
+        Rows of rules that need the model count the time of their scores, for this site.
+
+    Raises
+    ------
+    LayerError, InputError
+        As `osscar_opt.torch.prune_model`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> batches = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    >>> found = compare_layer(model, "2", batches, sparsity=0.5, rules=["taylor", "flap", "osscar"])
+    >>> sorted(row.rule.name for row in found.rows)
+    ['flap', 'osscar', 'taylor']
+    """
+    from osscar_opt.torch.collect import each_batch
+    from osscar_opt.torch.coupling import trace_coupling
+    from osscar_opt.torch.prune import collect_problems
+    from osscar_opt.torch.scores import MODEL_RULES
+
+    held = list(each_batch(batches))
+    if not held:
+        raise LayerError("there were no batches to run through the model: give at least one.")
+    coupling = trace_coupling(model, held[0])
+    limit: dict[str, Any] = {"sparsity": sparsity, "keep": keep}
+    collected = collect_problems(
+        model, held, sites=[layer], damping=damping, coupling=coupling, progress=progress, **limit
+    )
+    problem = next(found for name, found in collected if name == layer)
+    names = list(_default_rules() if rules is None else rules)
+    arrays: dict[str, Any] = {}
+    spent: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    for name in names:
+        if name not in MODEL_RULES:
+            continue
+        began = time.perf_counter()
+        try:
+            arrays[name] = MODEL_RULES[name].make(
+                model, held[:score_batches], coupling=coupling, sites=[layer]
+            )
+        except LayerError as error:
+            reasons[name] = str(error)
+        spent[name] = time.perf_counter() - began
+    found = compare(
+        problem, rules=names, arrays=arrays, exact=exact, time_limit=time_limit, progress=progress
+    )
+    return Comparison(
+        problem,
+        tuple(
+            Row(**{**vars(row), "seconds": row.seconds + spent.get(row.rule.name, 0.0)}) for row in found.rows
+        ),
+        tuple((name, reasons.get(name, why)) for name, why in found.skipped),
+        found.inverse_seconds,
+        found.bound,
+    )
+
+
+def _default_rules() -> Sequence[str]:
+    return [found.name for found in RULES if found.name not in (*_PROVED, "scores", "magnitude_refit")]
+
+
+def _known(name: str) -> Rule:
+    found = next((other for other in RULES if other.name == name), None)
+    if found is None:
+        names = ", ".join(other.name for other in RULES)
+        raise UnknownMethodError(f"there is no rule {name!r}. Rules: {names}.")
+    return found
+
+
+def _run(problem: Problem, found: Rule, array: Any, time_limit: float | None) -> tuple[Row, float | None]:
+    options = {found.option: array} if found.option else {}
+    began = time.perf_counter()
+    first = problem.solve(found.method, time_limit=time_limit, progress=False, **options)
+    seconds = time.perf_counter() - began
+    refitted = first.objective if found.refits else problem.value(first.support)
+    bound = float(first.bound) if first.bound_kind != "none" and math.isfinite(first.bound) else None
+    published = None if found.refits else first.objective
+    row = Row(found, published, refitted, first.support, seconds, first.termination)
+    return row, bound
+
+
+def _inverse_seconds(problem: Problem) -> float:
+    """Seconds of one Cholesky inverse of the gram, the median of three."""
+    scale = 1.0 / np.sqrt(np.where(problem.live_rows, problem.gram.diagonal(), 1.0))
+    gram = problem.gram * scale * scale[:, None] + np.diag(np.where(problem.live_rows, 0.0, 1.0))
+    times = []
+    for _ in range(3):
+        copy = np.array(gram, order="F")
+        began = time.perf_counter()
+        cholesky_lower(copy)
+        inverse_from_cholesky_lower(copy)
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))
