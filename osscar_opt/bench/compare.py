@@ -15,7 +15,7 @@ import numpy as np
 
 from osscar_opt.bench.comparison import Comparison, Row
 from osscar_opt.bench.rules import RULES, Rule, why_not
-from osscar_opt.errors import InfeasibleError, LayerError, OsscarError, UnknownMethodError
+from osscar_opt.errors import InfeasibleError, InputError, LayerError, OsscarError, UnknownMethodError
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.linalg.blas import cholesky_lower, inverse_from_cholesky_lower
 from osscar_opt.solvers.progress import Tally
@@ -76,6 +76,10 @@ def compare(
     >>> found.rows[0].rule.name, round(found.excess(found.rows[0].refitted), 9)
     ('exact', 0.0)
     """
+    if not problem.limits.names:
+        raise InputError(
+            "this problem has no limit on what may stay: pose it with keep=, or use problem.with_keep(k)."
+        )
     names = [*([_REFERENCE] if exact else []), *(_default_rules() if rules is None else rules)]
     chosen = [_known(name) for name in dict.fromkeys(names)]
     given = dict(arrays or {})
@@ -174,7 +178,7 @@ def compare_layer(
     held = list(each_batch(batches))
     if not held:
         raise LayerError("there were no batches to run through the model: give at least one.")
-    coupling = trace_coupling(model, held[0])
+    coupling = trace_coupling(model, [held[0]])
     limit: dict[str, Any] = {"sparsity": sparsity, "keep": keep}
     collected = collect_problems(
         model, held, sites=[layer], damping=damping, coupling=coupling, progress=progress, **limit

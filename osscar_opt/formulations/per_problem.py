@@ -80,16 +80,16 @@ class PerProblem:
             return source
         if callable(source):
             return cast("Callable[[Problem], Any]", source)
-        if isinstance(source, Mapping):
-            return cls(source)
-        if isinstance(source, str | os.PathLike):
-            return cls({"": _read(Path(source), option)})
         try:
-            return cls({"": source})
+            if isinstance(source, Mapping):
+                return cls(source)
+            return cls({"": _read(Path(source), option) if isinstance(source, str | os.PathLike) else source})
+        except OptionError:
+            raise
         except (TypeError, ValueError) as error:
             raise OptionError(
                 f"option {option!r} must be numbers, a mapping from problems' names to numbers, a function of the "
-                f"problem, or a .npy file, but is {type(source).__name__}: {error}"
+                f"problem, or a .npy file, but is {type(source).__name__}: {str(error).rstrip('.')}."
             ) from error
 
     def __getitem__(self, name: str) -> FloatArray:
@@ -134,6 +134,29 @@ class PerProblem:
             )
         return found
 
+    @classmethod
+    def find(cls, source: Any, problem: Problem, option: str) -> FloatArray:
+        """Return the array for a problem from what `coerce` returned, calling it if it is a function.
+
+        Raises
+        ------
+        OptionError
+            If there is none, or the function returns something else than finite numbers.
+
+        Examples
+        --------
+        >>> from osscar_opt import Problem
+        >>> problem = Problem(np.eye(2), np.ones((2, 1)))
+        >>> PerProblem.find(lambda problem: problem.gram.diagonal(), problem, "scores")
+        array([1., 1.])
+        """
+        table = source if isinstance(source, cls) else cls.coerce(source(problem), option)
+        if not isinstance(table, cls):
+            raise OptionError(
+                f"option {option!r} is a function that returns {type(table).__name__}, not numbers."
+            )
+        return table.of(problem, option)
+
     @property
     def digest(self) -> str:
         """Hash of names and numbers: two tables of the same digest are the same.
@@ -165,8 +188,8 @@ def _checked(array: Any, name: str) -> FloatArray:
 def _read(path: Path, option: str) -> FloatArray:
     try:
         return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise OptionError(
-            f"option {option!r} could not be read from {path} as a .npy file: {reason}"
+            f"option {option!r} could not be read from {path} as a .npy file: {reason}."
         ) from error

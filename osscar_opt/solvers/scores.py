@@ -11,9 +11,8 @@ The dense weights of the groups that stay are left as they are, or refitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 
@@ -65,11 +64,7 @@ class Scores(ScoredRule):
         OptionError
             If there are none for the problem, or not one for each group.
         """
-        given = (
-            self.scores.of(problem, "scores")
-            if isinstance(self.scores, PerProblem)
-            else self._called(problem)
-        )
+        given = PerProblem.find(self.scores, problem, "scores")
         if given.shape == (problem.n - 1,) and problem.always_keep[-1]:
             given = np.append(given, np.inf)  # inputs of a layer that are none of its site's
         if given.shape != (problem.n,):
@@ -78,7 +73,3 @@ class Scores(ScoredRule):
                 f"{problem.name or 'the problem'}, but has shape {given.shape}."
             )
         return given
-
-    def _called(self, problem: Problem) -> FloatArray:
-        made = cast(Callable[[Problem], Any], self.scores)(problem)
-        return PerProblem({"": made}).of(problem, "scores")

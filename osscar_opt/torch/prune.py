@@ -406,7 +406,7 @@ def _traced(model: Any, batches: Any, coupling: Coupling | None) -> tuple[list[A
     held = list(each_batch(batches))
     if not held:
         raise LayerError("there were no batches to run through the model: give at least one.")
-    return held, trace_coupling(model, held[0]) if coupling is None else coupling
+    return held, trace_coupling(model, [held[0]]) if coupling is None else coupling
 
 
 def _require_layers(model: torch.nn.Module, widths: Mapping[str, Width], intercept: bool | None) -> None:

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from osscar_opt.errors import LayerError
 
-__all__ = ["LayerCall", "call_of", "watch"]
+__all__ = ["LayerCall", "Seen", "call_of", "watch"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class LayerCall:
     groups: int = 1
 
 
+Seen = Callable[[str, LayerCall], torch.Tensor | None]
+"""Called with the name of a layer and its call; see `watch`."""
+
 _CONVOLUTION = ("inputs", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 # function -> (how it multiplies, names of its positional arguments)
@@ -74,7 +77,7 @@ def _operation_of(layer: torch.nn.Module) -> str:
 
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, layers: Mapping[str, torch.nn.Module], seen: Callable[[str, LayerCall], None]) -> None:
+    def __init__(self, layers: Mapping[str, torch.nn.Module], seen: Seen) -> None:
         super().__init__()
         self._layers = [(name, layer, _operation_of(layer)) for name, layer in layers.items()]
         self._seen = seen
@@ -84,10 +87,13 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _OPERATIONS:
-            self._look(func, args, kwargs)
+            args, kwargs = self._look(func, args, kwargs)
         return func(*args, **kwargs)
 
-    def _look(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _look(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Tell who is watching; arguments of the product, with what was handed back in place of its inputs."""
         operation, names = _OPERATIONS[func]
         given = dict(zip(names, args, strict=False))
         given |= {_SPELLINGS.get(key, key): value for key, value in kwargs.items()}
@@ -96,8 +102,20 @@ class _Watch(TorchFunctionMode):
             # asked for at every call: offloading puts another parameter in its place for the time of a forward
             if weight is not None and own == operation and weight is layer._parameters.get("weight"):
                 scaled = given.get("alpha", 1) != 1  # then X is not what was multiplied
-                if not scaled:
-                    self._seen(name, _call(given))
+                instead = None if scaled else self._seen(name, _call(given))
+                if instead is not None:
+                    return _with_inputs(instead, names, args, kwargs)
+        return args, kwargs
+
+
+def _with_inputs(
+    inputs: torch.Tensor, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    place = names.index("inputs")
+    if place < len(args):
+        return (*args[:place], inputs, *args[place + 1 :]), kwargs
+    key = next(key for key in kwargs if _SPELLINGS.get(key, key) == "inputs")
+    return args, kwargs | {key: inputs}
 
 
 def _call(given: Mapping[str, Any]) -> LayerCall:
@@ -106,7 +124,7 @@ def _call(given: Mapping[str, Any]) -> LayerCall:
 
 
 @contextlib.contextmanager
-def watch(layers: Mapping[str, torch.nn.Module], seen: Callable[[str, LayerCall], None]) -> Iterator[None]:
+def watch(layers: Mapping[str, torch.nn.Module], seen: Seen) -> Iterator[None]:
     """Call ``seen(name, call)`` at every multiplication by the weight of one of the layers, in this thread.
 
     Parameters
@@ -115,7 +133,8 @@ def watch(layers: Mapping[str, torch.nn.Module], seen: Callable[[str, LayerCall]
         Layers that `osscar_opt.torch.view_of` supports.
     seen : callable
         Called before the product is computed. What it raises goes up through the model's forward, which is a way to
-        end it early.
+        end it early. What it returns, unless that is None, is multiplied in place of the inputs: a copy of them, say,
+        whose gradient is that through this layer alone.
 
     Examples
     --------

@@ -23,9 +23,8 @@ the dense weights.  Updates the weights of all groups that stay.  Left out: quan
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import scipy.linalg
@@ -52,7 +51,7 @@ class Udfc(ScoredRule):
         Hand over the support alone, for the best weights on it; by default the update is the data-free one.
     filters : array_like (n, n), mapping of str to array_like, callable, or path
         Inner products of the filters that make the channels: for this problem, by the problem's name, as a function
-        of the problem, or in a ``.npy`` file. A last group that is always kept needs no filter.
+        of the problem, or in a ``.npy`` file. A last group that is always kept, of the same size, needs no filter.
     ridge : float, optional
         lambda, relative to the mean diagonal of `filters`.
 
@@ -88,12 +87,8 @@ class Udfc(ScoredRule):
         return Proposal(support, weights=None if self.refit else self._combined(problem, support))
 
     def _gram(self, problem: Problem) -> FloatArray:
-        if isinstance(self.filters, PerProblem):
-            given = self.filters.of(problem, "filters")
-        else:
-            made = cast(Callable[[Problem], Any], self.filters)(problem)
-            given = PerProblem({"": made}).of(problem, "filters")
-        n = len(given)
+        given = PerProblem.find(self.filters, problem, "filters")
+        n = given.shape[0] if given.ndim else 0
         whole = n == problem.n or (n == problem.n - 1 and bool(problem.always_keep[-1]))
         if given.shape != (n, n) or not whole:
             raise OptionError(

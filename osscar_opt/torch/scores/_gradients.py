@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from osscar_opt._typing import FloatArray
 from osscar_opt.errors import LayerError
 from osscar_opt.torch.collect import as_found, attention_mask_of, tensors_in
 from osscar_opt.torch.coupling import Site, Slice
-from osscar_opt.torch.scores._sites import Material, parameters_of, per_unit
+from osscar_opt.torch.scores._sites import Material, per_unit
 
-__all__ = ["Loss", "batch_loss", "differentiable", "weight_times_gradient"]
+__all__ = ["Loss", "batch_loss", "classes_of", "differentiable", "logits_of", "weight_times_gradient"]
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """From what the model returns, and the batch as it was given, to a scalar: the mean over the batch's samples."""
@@ -40,85 +40,92 @@ def differentiable(model: torch.nn.Module) -> Iterator[None]:
 def batch_loss(material: Material, number: int, loss: Loss | None, output: Any) -> torch.Tensor:
     """Loss of a batch, by the caller's function or the model's kind.
 
-    Without a function: mean cross-entropy of the next tokens, where the model reads token numbers and returns logits
-    for each; cross-entropy of the labels, where the batch holds one for each sample behind what the forward takes; and
-    else cross-entropy of the class that the model itself finds likeliest.
+    Without a function: cross-entropy of the next tokens, where a causal model reads token numbers and returns logits
+    for each, a mean over each text's tokens and then over the texts; cross-entropy of the labels, where the batch holds
+    one for each sample; and else cross-entropy of the class that the model itself finds likeliest.
 
     Raises
     ------
     LayerError
-        When the model returns nothing that this makes sense for, or the loss is no finite scalar.
+        When the model returns nothing that this makes sense for, or the loss is no finite scalar that depends on it.
     """
     given = material.given[number]
     found = _own_loss(material, number, output) if loss is None else loss(output, given)
     if not isinstance(found, torch.Tensor) or found.ndim or not bool(torch.isfinite(found)):
         raise LayerError("the loss of a batch must be a finite scalar tensor: check what loss= returns.")
+    if not found.requires_grad:
+        raise LayerError(
+            "the loss of a batch does not depend on the model's weights: check what loss= returns."
+        )
     return found
 
 
 def _own_loss(material: Material, number: int, output: Any) -> torch.Tensor:
-    logits = getattr(output, "logits", None)
-    if logits is None:
-        logits = next((t for t in tensors_in(output) if t.is_floating_point()), None)
+    logits = logits_of(output)
     args, kwargs = material.batches.call(number)
     first = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
     tokens = kwargs.get("input_ids", first)
-    cross_entropy = torch.nn.functional.cross_entropy
-    if (
-        logits is not None
-        and tokens is not None
-        and hasattr(output, "logits")
-        and _are_tokens(tokens, logits)
-    ):
+    if logits is not None and tokens is not None and _predicts_tokens(material.model, output, logits, tokens):
         mask = attention_mask_of(args, kwargs, inspect.signature(material.model.forward))
         counts = torch.ones_like(tokens[:, 1:]) if mask is None else mask[:, 1:] * mask[:, :-1]
-        losses = cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none"
-        )
-        return (losses * counts.flatten()).sum() / counts.sum()
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none"
+        )  # (texts, tokens)
+        return ((losses * counts).sum(1) / counts.sum(1).clamp(min=1)).mean()
     if logits is not None and logits.ndim == 2:
-        return cross_entropy(logits.float(), _labels(material.given[number], args, logits))
+        return torch.nn.functional.cross_entropy(logits, classes_of(material, number, logits))
     raise LayerError(
         f"the {type(material.model).__name__} returns neither logits of next tokens nor of classes, so its loss is not "
         "known: pass loss=, a function of its output and the batch."
     )
 
 
-def _are_tokens(tokens: Any, logits: torch.Tensor) -> bool:
-    whole = isinstance(tokens, torch.Tensor) and not tokens.is_floating_point()
-    return logits.ndim == 3 and whole and tokens.shape == logits.shape[:2]
+def logits_of(output: Any) -> torch.Tensor | None:
+    """Logits among what a model returns, or its first floating-point tensor; half precision as float32."""
+    found = getattr(output, "logits", None)
+    if found is None:
+        found = next((t for t in tensors_in(output) if t.is_floating_point()), None)
+    if not isinstance(found, torch.Tensor):
+        return None
+    return found if found.dtype == torch.float64 else found.float()
 
 
-def _labels(given: Any, args: tuple[Any, ...], logits: torch.Tensor) -> torch.Tensor:
-    behind = given[len(args) :] if isinstance(given, (tuple, list)) else ()
+def _predicts_tokens(model: torch.nn.Module, output: Any, logits: torch.Tensor, tokens: torch.Tensor) -> bool:
+    """Whether logits are of next tokens: one for each entry of a vocabulary at each token, in no masked model."""
+    if not hasattr(output, "logits") or logits.ndim != 3 or tokens.is_floating_point():
+        return False
+    masked = "MaskedLM" in type(model).__name__
+    return bool(tokens.shape == logits.shape[:2]) and int(tokens.max()) < logits.shape[2] and not masked
+
+
+def classes_of(material: Material, number: int, logits: torch.Tensor) -> torch.Tensor:
+    """A class for each sample: the batch's labels where it holds them, else those of the largest logits."""
+    given, room = material.given[number], len(material.batches.call(number)[0])
+    behind = given[room:] if isinstance(given, (tuple, list)) else ()
     named = [given["labels"]] if isinstance(given, Mapping) and "labels" in given else []
     for candidate in (*named, *behind):
-        tensor = candidate if isinstance(candidate, torch.Tensor) else None
-        if tensor is not None and tensor.shape == logits.shape[:1] and not tensor.is_floating_point():
-            return tensor.to(logits.device)
+        labels = isinstance(candidate, torch.Tensor) and not candidate.is_floating_point()
+        if labels and candidate.shape == logits.shape[:1]:
+            found: torch.Tensor = candidate.to(logits.device, torch.int64)
+            return found
     return logits.detach().argmax(-1)
 
 
 def weight_times_gradient(
-    material: Material, wanted: Callable[[Site, Slice, torch.Tensor], bool], loss: Loss | None
+    material: Material,
+    parts_of: Callable[[torch.nn.Module, Site], Iterable[tuple[Slice, torch.nn.Parameter]]],
+    loss: Loss | None,
 ) -> Iterator[dict[str, FloatArray]]:
     """Yield for every batch and site the sums over each unit's weights w of w dL/dw, shape (n,).
 
     Parameters
     ----------
     material : Material
-    wanted : callable
-        Which slices of a site count.
+    parts_of : callable
+        The slices of a site that count, with their parameters.
     loss : callable, optional
     """
-    parts = {
-        name: [
-            (part, parameter)
-            for part, parameter in parameters_of(material.model, site.slices)
-            if wanted(site, part, parameter)
-        ]
-        for name, site in material.sites.items()
-    }
+    parts = {name: list(parts_of(material.model, site)) for name, site in material.sites.items()}
     with differentiable(material.model):
         parameters = list(dict.fromkeys(parameter for found in parts.values() for _, parameter in found))
         for number in range(len(material.batches)):
@@ -139,9 +146,24 @@ def _summed(
     products: Mapping[torch.nn.Parameter, torch.Tensor | None],
 ) -> FloatArray:
     total = np.zeros(site.n)
-    for part, parameter in parts:
+    for place, (part, parameter) in enumerate(parts):
         product = products[parameter]
-        if product is not None:
-            along = product.movedim(part.axis, 0).flatten(1).sum(1) if product.ndim > 1 else product
-            total += per_unit(along.cpu().numpy(), np.asarray(part.units), site.n)
+        if product is None:
+            continue
+        along = product.movedim(part.axis, 0).flatten(1).sum(1) if product.ndim > 1 else product
+        total += per_unit(along.cpu().numpy(), np.asarray(part.units), site.n)
+        for other, same in parts[:place]:
+            if (
+                same is parameter and other.axis != part.axis
+            ):  # what lies where a unit's own row and column cross
+                total -= _crossing(site, part, other, product)
     return total
+
+
+def _crossing(site: Site, part: Slice, other: Slice, product: torch.Tensor) -> FloatArray:
+    whole = product.movedim((part.axis, other.axis), (0, 1))
+    whole = whole.flatten(2).sum(2) if whole.ndim > 2 else whole
+    ones = [
+        np.eye(site.n + 1)[np.asarray(s.units)][:, : site.n] for s in (part, other)
+    ]  # unit -1 is the last column
+    return np.asarray(np.einsum("in,ij,jn->n", ones[0], whole.cpu().numpy(), ones[1], optimize=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,11 @@ __all__ = [
     "by_sample",
     "channel_axis",
     "filters",
-    "is_weight",
+    "layer_name",
     "parameters_of",
     "per_unit",
     "prepare",
+    "writing_weights",
 ]
 
 
@@ -74,8 +75,14 @@ def prepare(
     given = list(each_batch(batches))
     if not given:
         raise LayerError("there were no batches to run through the model: give at least one.")
-    found = trace_coupling(model, given[0]) if coupling is None else coupling
+    found = trace_coupling(model, [given[0]]) if coupling is None else coupling
     names = set(found.select(sites))
+    if not names:
+        raise LayerError(
+            f"the {found.model} has no site that one layer alone reads: name one of {', '.join(found.sites)}."
+            if found.sites
+            else f"the {found.model} has no site: there is nothing to score."
+        )
     return Material(model, given, {name: site for name, site in found.sites.items() if name in names})
 
 
@@ -95,9 +102,21 @@ def parameters_of(
             yield part, known[part.parameter]
 
 
-def is_weight(site: Site, part: Slice, parameter: torch.Tensor) -> bool:
-    """Whether a slice is one of the weights, not biases or norms, of the layers that write the units."""
-    return part.parameter.rpartition(".")[0] in site.producers and parameter.ndim > 1
+def writing_weights(model: torch.nn.Module, site: Site) -> Iterator[tuple[Slice, torch.nn.Parameter]]:
+    """The weights, not biases or norms, of the layers that write a site's units, along the axis of their outputs."""
+    for part, parameter in parameters_of(model, site.slices):
+        name = layer_name(part.parameter)
+        if name not in site.producers or parameter.ndim < 2:
+            continue
+        # a layer that writes units and reads them too has a slice along either axis
+        if name in site.consumers and part.axis != _output_axis(find_layer(model, name)):
+            continue
+        yield part, parameter
+
+
+def _output_axis(layer: torch.nn.Module) -> int:
+    """Axis of a layer's weight along which its outputs lie: 1 for transformers' Conv1D alone."""
+    return 0 if isinstance(layer, (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d)) else 1
 
 
 def filters(site: Site, part: Slice, parameter: torch.Tensor) -> torch.Tensor:
@@ -142,9 +161,3 @@ def by_sample(values: torch.Tensor, layer: torch.nn.Module, samples: int, name: 
 def layer_name(parameter: str) -> str:
     """Name of the module that a parameter belongs to."""
     return parameter.rpartition(".")[0]
-
-
-def require_units(sites: Mapping[str, Site]) -> None:
-    """Refuse to go on without a site."""
-    if not sites:
-        raise LayerError("the model has no such site: see osscar_opt.torch.trace_coupling for what there is.")

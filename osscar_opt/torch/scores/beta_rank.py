@@ -11,7 +11,8 @@ scaled to [0, 1] over the units of a layer. M. Homayounfar, M. Koohi-Moghadam, R
 2304.07461), equation 5. The abstract and the published code were read. Where the code cuts its windows along the wrong
 axes (it slices the channels in place of the rows), the definition above is followed.
 
-Where several layers write a unit, the scaled scores are averaged; a position where the inputs do not vary is left out.
+Where several layers write a unit, the scaled scores are averaged. A position where the inputs do not vary is left out;
+padding is not.
 
 Needs: feature maps of the layers that write the units, before and after.  Updates nothing.  Left out: training.
 """
@@ -28,17 +29,9 @@ from osscar_opt._typing import FloatArray
 from osscar_opt.errors import LayerError
 from osscar_opt.formulations.per_problem import PerProblem
 from osscar_opt.torch.collect import as_found
-from osscar_opt.torch.coupling import Coupling, Site
+from osscar_opt.torch.coupling import Coupling
 from osscar_opt.torch.layers import find_layer
-from osscar_opt.torch.scores._sites import (
-    Material,
-    by_sample,
-    is_weight,
-    layer_name,
-    parameters_of,
-    per_unit,
-    prepare,
-)
+from osscar_opt.torch.scores._sites import Material, by_sample, layer_name, per_unit, prepare, writing_weights
 from osscar_opt.torch.watch import LayerCall, watch
 
 __all__ = ["beta_rank_scores"]
@@ -76,39 +69,35 @@ def beta_rank_scores(
     """
     material = prepare(model, batches, coupling, sites)
     writers = {
-        name: {
-            layer_name(part.parameter): (np.asarray(part.units), _size(parameter, part.axis))
-            for part, parameter in parameters_of(model, site.slices)
-            if is_weight(site, part, parameter)
-        }
+        name: [
+            (layer_name(part.parameter), np.asarray(part.units), _size(parameter, part.axis))
+            for part, parameter in writing_weights(model, site)
+        ]
         for name, site in material.sites.items()
     }
     nobody = next((name for name, layers in writers.items() if not layers), None)
     if nobody is not None:
         raise LayerError(f"no layer with weights writes the units of {nobody}.")
-    ratios = _ratios(material, {layer for layers in writers.values() for layer in layers})
+    ratios = _ratios(material, {layer for layers in writers.values() for layer, _, _ in layers})
     return PerProblem(
-        {
-            name: np.mean(
-                [
-                    _scaled(_scores(material.sites[name], *own, ratios[layer]))
-                    for layer, own in layers.items()
-                ],
-                axis=0,
-            )
-            for name, layers in writers.items()
-        },
+        {name: _averaged(material.sites[name].n, layers, ratios) for name, layers in writers.items()},
         rule="beta_rank",
     )
+
+
+def _averaged(n: int, layers: list[tuple[str, Any, FloatArray]], ratios: dict[str, FloatArray]) -> FloatArray:
+    """Scaled scores of each layer's own units, mean over the layers that write a unit."""
+    total, count = np.zeros(n), np.zeros(n)
+    for layer, units, sizes in layers:
+        own = np.unique(units[units >= 0])
+        total[own] += _scaled(per_unit(sizes * ratios[layer], units, n)[own])
+        count[own] += 1.0
+    return np.asarray(total / np.maximum(count, 1.0))
 
 
 def _size(parameter: torch.Tensor, axis: int) -> FloatArray:
     """Mean absolute weight of each output of a layer."""
     return np.asarray(parameter.detach().double().abs().movedim(axis, 0).flatten(1).mean(1).cpu().numpy())
-
-
-def _scores(site: Site, units: Any, sizes: FloatArray, ratios: FloatArray) -> FloatArray:
-    return per_unit(sizes * ratios, units, site.n)
 
 
 def _scaled(scores: FloatArray) -> FloatArray:

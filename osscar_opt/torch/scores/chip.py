@@ -6,8 +6,8 @@ With A (units x positions) the feature maps of one sample, one unit a row,
 
 A_{-u} being A with row u set to zero. Y. Sui, M. Yin, Y. Xie, H. Phan, S. Zonouz, B. Yuan, "CHIP: CHannel
 Independence-based Pruning for Compact Neural Networks", NeurIPS 2021 (arXiv 2110.13981), equations 2 and 4. The maps
-are what the layer that reads the units is called with. The neurons of a text model have one as well: their values over
-the tokens of a sequence; a head's rows go together.
+are what the layer that reads the units is called with, padding left out. The neurons of a text model have one as well:
+their values over the tokens of a sequence; a head's rows go together.
 
 The published code computes n + 1 singular value decompositions of a sample. Here one eigendecomposition does for all
 units of one row: with M = A'A = Q diag(d) Q', a the row and v = Q'a,
@@ -32,6 +32,7 @@ import scipy.linalg
 import torch
 
 from osscar_opt._typing import FloatArray, IntArray
+from osscar_opt.errors import InputError
 from osscar_opt.formulations.per_problem import PerProblem
 from osscar_opt.torch.collect import as_found
 from osscar_opt.torch.coupling import Coupling
@@ -70,6 +71,8 @@ def chip_scores(
 
     Raises
     ------
+    InputError
+        When `samples` is not at least 1.
     LayerError
         When a name fits no site, or a layer's input does not tell its samples apart.
 
@@ -80,6 +83,8 @@ def chip_scores(
     >>> scores["2"].shape
     (4,)
     """
+    if samples < 1:
+        raise InputError(f"samples = {samples} must be at least 1.")
     material = prepare(model, batches, coupling, sites)
     total = {name: np.zeros(site.n) for name, site in material.sites.items()}
     seen = 0
@@ -97,6 +102,7 @@ def _add(material: Material, number: int, count: int, total: dict[str, FloatArra
     layers = material.consumers()
     site_of = {consumer: name for name, site in material.sites.items() for consumer in site.consumers}
     samples = material.samples(number)
+    mask = material.batches.masks[number]
     done: set[str] = set()
 
     def look(consumer: str, call: LayerCall) -> None:
@@ -111,12 +117,27 @@ def _add(material: Material, number: int, count: int, total: dict[str, FloatArra
             .numpy()
         )
         site = material.sites[name]
-        for sample in maps:
-            total[name] += nuclear_norm_drops(sample, np.asarray(site.consumers[consumer]), site.n)
+        units = np.asarray(site.consumers[consumer])
+        for place, sample in enumerate(maps):
+            real = (
+                None if mask is None or mask.shape[1] != sample.shape[1] else mask[place].bool().cpu().numpy()
+            )
+            seen = sample if real is None else sample[:, real]
+            rows, of_row = (seen, units) if site.kind == "heads" else _one_row_each(seen, units)
+            total[name] += nuclear_norm_drops(rows, of_row, site.n)
 
     args, kwargs = material.batches.call(number)
     with as_found(material.model), torch.no_grad(), watch(layers, look):
         material.model(*args, **kwargs)
+
+
+def _one_row_each(maps: FloatArray, units: IntArray) -> tuple[FloatArray, IntArray]:
+    """Maps of channels that were flattened into several inputs each, a row a channel again."""
+    counts = np.bincount(units[units >= 0])
+    if (counts != counts[0]).any() or counts[0] == 1:
+        return maps, units
+    order = np.argsort(units, kind="stable")[np.count_nonzero(units < 0) :]
+    return maps[order].reshape(len(counts), -1), np.arange(len(counts))
 
 
 def nuclear_norm_drops(maps: FloatArray, units: IntArray, n: int) -> FloatArray:

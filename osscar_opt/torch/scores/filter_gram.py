@@ -14,7 +14,7 @@ The product over several layers is ours: the paper's channels are made by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,17 @@ import torch
 from osscar_opt._typing import FloatArray
 from osscar_opt.errors import LayerError
 from osscar_opt.formulations.per_problem import PerProblem
+from osscar_opt.torch.collect import as_found
 from osscar_opt.torch.coupling import Coupling, Site, Slice
 from osscar_opt.torch.layers import find_layer
-from osscar_opt.torch.scores._sites import filters, is_weight, layer_name, parameters_of, prepare
+from osscar_opt.torch.scores._sites import (
+    Material,
+    filters,
+    layer_name,
+    parameters_of,
+    prepare,
+    writing_weights,
+)
 
 __all__ = ["filter_gram"]
 
@@ -65,65 +73,89 @@ def filter_gram(
            [1., 2., 2.]])
     """
     material = prepare(model, batches, coupling, sites)
-    return PerProblem({name: _gram(model, site) for name, site in material.sites.items()}, rule="filter_gram")
+    return PerProblem(
+        {name: _gram(material, site) for name, site in material.sites.items()}, rule="filter_gram"
+    )
 
 
-def _gram(model: torch.nn.Module, site: Site) -> FloatArray:
-    if any(
-        np.bincount(np.asarray(units)[np.asarray(units) >= 0]).max() > 1 for units in site.consumers.values()
-    ):
-        raise LayerError(
-            f"the {site.kind} of {site.name} have several channels each, which no filters combine to: udfc is for "
-            "neurons and channels."
-        )
-    product = np.ones((site.n, site.n))
-    found = False
-    norms = _norms(model, site)
+def _gram(material: Material, site: Site) -> FloatArray:
+    model, product = material.model, np.ones((site.n, site.n))
+    parts = list(writing_weights(model, site))
+    if not parts:
+        raise LayerError(f"no layer with weights writes the units of {site.name}.")
+    norms = _norms(material, site)
     biases = {p.parameter: (p, value) for p, value in parameters_of(model, site.slices) if value.ndim == 1}
-    for part, parameter in parameters_of(model, site.slices):
-        if not is_weight(site, part, parameter):
-            continue
+    for part, parameter in parts:
         layer = layer_name(part.parameter)
+        if np.bincount(np.asarray(part.units)[np.asarray(part.units) >= 0]).max() > 1:
+            raise LayerError(
+                f"the {site.kind} of {site.name} have several channels each, which no filters combine to: udfc is for "
+                "neurons and channels."
+            )
         rows = filters(site, part, parameter).numpy()
         bias = biases.get(f"{layer}.bias")
         shift = np.zeros(site.n) if bias is None else _of_units(bias[1], bias[0], site.n)
         scale, offset = norms.get(layer, (np.ones(site.n), np.zeros(site.n)))
         rows, shift = rows * scale[:, None], shift * scale + offset
         product *= rows @ rows.T + np.outer(shift, shift)
-        found = True
-    if not found:
-        raise LayerError(f"no layer with weights writes the units of {site.name}.")
     return product
 
 
-def _norms(model: torch.nn.Module, site: Site) -> dict[str, tuple[FloatArray, FloatArray]]:
-    """Scale and offset of the batch norm behind each layer that writes the units, in the order of execution."""
-    found: dict[str, tuple[FloatArray, FloatArray]] = {}
+def _norms(material: Material, site: Site) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """Scale and offset of the batch norm behind each layer that writes the units."""
+    model = material.model
+    parts = {layer_name(p.parameter): p for p in site.slices if p.parameter.endswith(".running_var")}
+    written: dict[str, torch.Tensor] = {}
+    pairs: dict[str, str] = {}
+
+    def after(name: str, output: torch.Tensor) -> None:
+        written[name] = output
+
+    def before(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
+        for layer, output in written.items():
+            if inputs and inputs[0] is output:
+                pairs.setdefault(layer, name)
+
+    norms = {name: find_layer(model, name) for name in parts}
+    norms = {
+        name: norm for name, norm in norms.items() if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm)
+    }
+    handles = [
+        find_layer(model, name).register_forward_hook(lambda _, __, output, name=name: after(name, output))
+        for name in site.producers
+    ] + [
+        norm.register_forward_pre_hook(lambda _, inputs, name=name: before(name, inputs))
+        for name, norm in norms.items()
+    ]
+    try:
+        if norms:
+            args, kwargs = material.batches.probe()
+            with as_found(model), torch.no_grad():
+                model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    _pair_by_order(site, norms, pairs)
+    return {layer: _affine(norms[name], parts[name], site.n) for layer, name in pairs.items()}
+
+
+def _pair_by_order(site: Site, norms: Mapping[str, Any], pairs: dict[str, str]) -> None:
+    """Give a norm that takes no layer's very output, but an activation of it, say, to the last layer before it."""
     last = ""
     for part in site.slices:
         name = layer_name(part.parameter)
         if name in site.producers:
             last = name
-            continue
-        module = find_layer(model, name)
-        whole = part.parameter.endswith(".running_var")
-        if (
-            not whole
-            or not isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
-            or last in found
-            or not last
-        ):
-            continue
-        mean, variance = (
-            _of_units(getattr(module, key), part, site.n) for key in ("running_mean", "running_var")
-        )
-        deviation = np.sqrt(variance + module.eps)
-        scale = (
-            np.ones(site.n) if module.weight is None else _of_units(module.weight, part, site.n)
-        ) / deviation
-        bias = np.zeros(site.n) if module.bias is None else _of_units(module.bias, part, site.n)
-        found[last] = scale, bias - mean * scale
-    return found
+        elif last and last not in pairs and name in norms and name not in pairs.values():
+            pairs[last] = name
+
+
+def _affine(norm: Any, part: Slice, n: int) -> tuple[FloatArray, FloatArray]:
+    mean, variance = (_of_units(getattr(norm, key), part, n) for key in ("running_mean", "running_var"))
+    scale = 1.0 / np.sqrt(variance + norm.eps)
+    scale = scale if norm.weight is None else scale * _of_units(norm.weight, part, n)
+    bias = np.zeros(n) if norm.bias is None else _of_units(norm.bias, part, n)
+    return scale, bias - mean * scale
 
 
 def _of_units(values: Any, part: Slice, n: int) -> FloatArray:

@@ -23,7 +23,7 @@ from osscar_opt._typing import FloatArray
 from osscar_opt.errors import LayerError
 from osscar_opt.formulations.per_problem import PerProblem
 from osscar_opt.torch.coupling import Coupling, Site
-from osscar_opt.torch.scores._sites import filters, is_weight, parameters_of, prepare
+from osscar_opt.torch.scores._sites import filters, prepare, writing_weights
 
 __all__ = ["fpgm_scores"]
 
@@ -67,11 +67,7 @@ def fpgm_scores(
 
 
 def _distances(model: torch.nn.Module, site: Site) -> FloatArray:
-    parts = [
-        filters(site, part, parameter)
-        for part, parameter in parameters_of(model, site.slices)
-        if is_weight(site, part, parameter)
-    ]
+    parts = [filters(site, part, parameter) for part, parameter in writing_weights(model, site)]
     if not parts:
         raise LayerError(f"no layer with weights writes the units of {site.name}.")
     whole = torch.cat(parts, dim=1)

@@ -82,8 +82,10 @@ def _gates(material: Material, number: int, loss: Loss | None) -> dict[str, Floa
     layers = material.consumers()
     args, kwargs = material.batches.call(number)
 
-    def seen(name: str, call: LayerCall) -> None:
-        calls.append((name, call.inputs))
+    def seen(name: str, call: LayerCall) -> torch.Tensor:
+        gated = call.inputs.view_as(call.inputs)  # whose gradient is that through this layer alone
+        calls.append((name, gated))
+        return gated
 
     with watch(layers, seen):
         output = material.model(*args, **kwargs)

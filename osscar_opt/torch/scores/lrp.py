@@ -22,6 +22,7 @@ other products of activations have no rule here: they are refused by name.  Upda
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,29 +32,31 @@ from torch.overrides import TorchFunctionMode
 
 from osscar_opt.errors import LayerError
 from osscar_opt.formulations.per_problem import PerProblem
-from osscar_opt.torch.collect import tensors_in
 from osscar_opt.torch.coupling import Coupling
-from osscar_opt.torch.scores._gradients import differentiable
+from osscar_opt.torch.scores._gradients import classes_of, differentiable, logits_of
 from osscar_opt.torch.scores._sites import Material, by_sample, per_unit, prepare
-from osscar_opt.torch.watch import watch
+from osscar_opt.torch.watch import LayerCall, watch
 
 __all__ = ["lrp_scores"]
 
 _F = torch.nn.functional
 _PRODUCTS = {_F.linear, _F.conv1d, _F.conv2d, torch.conv1d, torch.conv2d}
 _ACTIVATIONS = {
-    _F.relu6, _F.hardtanh, _F.silu, _F.gelu, _F.elu, _F.leaky_relu, _F.hardswish, _F.mish,
-    torch.tanh, torch.sigmoid, torch.Tensor.tanh, torch.Tensor.sigmoid,
+    _F.relu6, _F.hardtanh, _F.silu, _F.gelu, _F.elu, _F.leaky_relu, _F.hardswish, _F.mish, _F.selu, _F.celu,
+    _F.softplus, _F.hardsigmoid, _F.logsigmoid, _F.sigmoid, _F.tanh, torch.tanh, torch.sigmoid, torch.Tensor.tanh,
+    torch.Tensor.sigmoid, torch.clamp, torch.clip, torch.Tensor.clamp, torch.Tensor.clip, torch.selu, torch.celu,
 }  # fmt: skip
 _REFUSED = {
     _F.softmax, _F.scaled_dot_product_attention, _F.layer_norm, _F.group_norm, _F.embedding, _F.rms_norm,
-    torch.softmax, torch.Tensor.softmax, torch.layer_norm,
+    torch.softmax, torch.Tensor.softmax, torch.layer_norm, torch.pow, torch.Tensor.pow, torch.Tensor.__pow__,
+    torch.square, torch.Tensor.square, torch.exp, torch.Tensor.exp,
 }  # fmt: skip
 _BETWEEN = {
-    torch.mul, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.__mul__, torch.matmul, torch.Tensor.matmul,
-    torch.Tensor.__matmul__, torch.bmm, torch.einsum,
+    torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.multiply, torch.Tensor.__mul__,
+    torch.Tensor.__rmul__, torch.Tensor.__imul__, torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm,
+    torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm, torch.einsum, torch.addcmul, torch.Tensor.addcmul, torch.div,
+    torch.true_divide, torch.Tensor.div, torch.Tensor.div_, torch.Tensor.__truediv__, torch.Tensor.__itruediv__,
 }  # fmt: skip
-_SMALL = 1e-9
 
 
 def lrp_scores(
@@ -102,35 +105,36 @@ def lrp_scores(
 
 def _add(material: Material, number: int, bias: bool, total: dict[str, Any]) -> None:
     """Add the absolute relevances of one batch."""
-    calls: list[tuple[str, torch.Tensor]] = []
+    calls: list[tuple[str, int, torch.Tensor]] = []
     layers = material.consumers()
     args, kwargs = material.batches.call(number)
-    with _Rules(bias), watch(layers, lambda name, call: calls.append((name, call.inputs))):
+    held: list[torch.Tensor] = []  # so that no other tensor takes an id
+
+    def seen(name: str, call: LayerCall) -> torch.Tensor:
+        own = call.inputs.view_as(call.inputs)  # whose gradient is that through this layer alone
+        held.append(call.inputs)
+        calls.append((name, id(call.inputs), own))
+        return own
+
+    with _Rules(bias), watch(layers, seen):
         output = material.model(*args, **kwargs)
-    logits = getattr(output, "logits", None)
-    logits = next(tensors_in(output), None) if logits is None else logits
+    logits = logits_of(output)
     if logits is None or logits.ndim != 2:
         raise LayerError(
             f"the {type(material.model).__name__} returns no logits of classes, whose relevance lrp follows."
         )
-    chosen = logits.gather(1, _classes(material, number, logits)[:, None]).sum()
-    gradients = torch.autograd.grad(chosen, [inputs for _, inputs in calls], allow_unused=True)
+    chosen = logits.gather(1, classes_of(material, number, logits)[:, None]).sum()
+    gradients = torch.autograd.grad(chosen, [own for _, _, own in calls], allow_unused=True)
     site_of = {consumer: name for name, site in material.sites.items() for consumer in site.consumers}
-    for (consumer, inputs), gradient in zip(calls, gradients, strict=True):
-        if gradient is None:
-            continue
-        relevance = by_sample((inputs.detach() * gradient).double(), layers[consumer], len(logits), consumer)
-        site = material.sites[site_of[consumer]]
-        sums = relevance.abs().sum((0, 2)).cpu().numpy()
-        total[site_of[consumer]] += per_unit(sums, np.asarray(site.consumers[consumer]), site.n)
-
-
-def _classes(material: Material, number: int, logits: torch.Tensor) -> torch.Tensor:
-    given, room = material.given[number], len(material.batches.call(number)[0])
-    for candidate in given[room:] if isinstance(given, (tuple, list)) else ():
-        if isinstance(candidate, torch.Tensor) and candidate.shape == logits.shape[:1]:
-            return candidate.to(logits.device, torch.int64)
-    return logits.detach().argmax(-1)
+    relevance: dict[tuple[str, int], tuple[str, torch.Tensor]] = {}
+    for (consumer, inputs, own), gradient in zip(calls, gradients, strict=True):
+        if gradient is not None:  # several layers that read the same tensor get their shares of one relevance
+            share = by_sample((own.detach() * gradient).double(), layers[consumer], len(logits), consumer)
+            key = site_of[consumer], inputs
+            relevance[key] = consumer, share + (relevance[key][1] if key in relevance else 0.0)
+    for (name, _), (consumer, whole) in relevance.items():
+        units = np.asarray(material.sites[name].consumers[consumer])
+        total[name] += per_unit(whole.abs().sum((0, 2)).cpu().numpy(), units, material.sites[name].n)
 
 
 class _Rules(TorchFunctionMode):
@@ -139,7 +143,7 @@ class _Rules(TorchFunctionMode):
     def __init__(self, bias: bool) -> None:
         super().__init__()
         self._bias = bias
-        self._made: dict[int, tuple[torch.Tensor, Any, tuple[Any, ...], dict[str, Any]]] = {}
+        self._made: dict[int, tuple[torch.Tensor, int, Any, tuple[Any, ...], dict[str, Any]]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -150,14 +154,10 @@ class _Rules(TorchFunctionMode):
             raise LayerError(f"lrp has no rule for {name}: it is for networks of convolutions and matrices.")
         if func in _PRODUCTS:
             output = self._product(func, args, kwargs)
-            self._made[id(output)] = (
-                output,
-                func,
-                args,
-                kwargs,
-            )  # the output is held, so that its id stays its own
+            # the output is held, so that its id stays its own
+            self._made[id(output)] = (output, output._version, func, args, kwargs)
             return output
-        if func is _F.batch_norm and id(args[0]) in self._made:
+        if func is _F.batch_norm and self._is_product(args[0]):
             return self._folded(args, kwargs)
         if func in _ACTIVATIONS:
             return self._activation(func, args, kwargs)
@@ -173,17 +173,23 @@ class _Rules(TorchFunctionMode):
 
         return _Positive.apply(inputs, weight, offset, multiply, self._bias)  # type: ignore[no-any-return,no-untyped-call]
 
+    def _is_product(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is what a product returned, with nothing written into it since."""
+        made = self._made.get(id(tensor))
+        return made is not None and made[0] is tensor and tensor._version == made[1]
+
     def _activation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        inputs = args[0].clone()  # some write into what they are given
+        inputs = args[0].clone()
         with torch.no_grad():
-            output = func(inputs.clone(), *args[1:], **kwargs)
-        return _HandOn.apply(inputs, output)  # type: ignore[no-any-return,no-untyped-call]
+            output = func(args[0].clone(), *args[1:], **kwargs)
+        handed: torch.Tensor = _HandOn.apply(inputs, output)  # type: ignore[no-untyped-call]
+        return args[0].copy_(handed) if _in_place(func, args, kwargs) else handed
 
     def _folded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """The batch norm of a product as a product with other weights."""
         names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
         norm = dict(zip(names, args, strict=False)) | kwargs
-        _, func, own, options = self._made[id(norm["input"])]
+        _, _, func, own, options = self._made[id(norm["input"])]
         given = dict(
             zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), own, strict=False)
         )
@@ -194,6 +200,14 @@ class _Rules(TorchFunctionMode):
         shift = -mean * scale if norm.get("bias") is None else norm["bias"] - mean * scale
         given["weight"] = given["weight"] * scale.view(-1, *[1] * (given["weight"].ndim - 1))
         return self._product(func, (), given | {"bias": shift})
+
+
+def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an activation writes into what it is given."""
+    try:
+        return bool(inspect.signature(func).bind(*args, **kwargs).arguments.get("inplace", False))
+    except ValueError:  # built in, without such an option
+        return False
 
 
 def _between_activations(args: tuple[Any, ...]) -> bool:
@@ -244,6 +258,9 @@ class _Positive(torch.autograd.Function):
             below = inputs.detach().clamp(max=0.0).requires_grad_()
             shares = ctx.multiply(above, positive, None if offset is None else offset.clamp(min=0.0))
             shares = shares + ctx.multiply(below, negative, None)
-        relevance = gradients[0] * output
-        parts = torch.autograd.grad(shares, (above, below), relevance / (shares.detach() + _SMALL))
+        positive_part = shares.detach() > 0.0  # elsewhere nothing spoke for the output
+        relevance = torch.where(
+            positive_part, gradients[0] * output / torch.where(positive_part, shares.detach(), 1.0), 0.0
+        )
+        parts = torch.autograd.grad(shares, (above, below), relevance)
         return torch.where(inputs >= 0.0, *parts), None, None, None, None

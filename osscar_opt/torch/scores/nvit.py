@@ -14,16 +14,16 @@ Needs: gradients of the model's loss.  Updates nothing.  Left out: the latency t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from osscar_opt.formulations.per_problem import PerProblem
-from osscar_opt.torch.coupling import Coupling
+from osscar_opt.torch.coupling import Coupling, Site, Slice
 from osscar_opt.torch.scores._gradients import Loss, weight_times_gradient
-from osscar_opt.torch.scores._sites import prepare
+from osscar_opt.torch.scores._sites import parameters_of, prepare
 
 __all__ = ["nvit_scores"]
 
@@ -61,8 +61,12 @@ def nvit_scores(
     """
     material = prepare(model, batches, coupling, sites)
     total = {name: np.zeros(site.n) for name, site in material.sites.items()}
-    for products in weight_times_gradient(material, lambda site, part, parameter: True, loss):
+    for products in weight_times_gradient(material, _all_parameters, loss):
         for name, product in products.items():
             total[name] += product**2
     count = len(material.batches)
     return PerProblem({name: value / count for name, value in total.items()}, rule="nvit")
+
+
+def _all_parameters(model: torch.nn.Module, site: Site) -> Iterator[tuple[Slice, torch.nn.Parameter]]:
+    return parameters_of(model, site.slices)

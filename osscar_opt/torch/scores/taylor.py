@@ -21,7 +21,7 @@ import torch
 from osscar_opt.formulations.per_problem import PerProblem
 from osscar_opt.torch.coupling import Coupling
 from osscar_opt.torch.scores._gradients import Loss, weight_times_gradient
-from osscar_opt.torch.scores._sites import is_weight, prepare
+from osscar_opt.torch.scores._sites import prepare, writing_weights
 
 __all__ = ["taylor_scores"]
 
@@ -68,7 +68,7 @@ def taylor_scores(
     """
     material = prepare(model, batches, coupling, sites)
     total = {name: np.zeros(site.n) for name, site in material.sites.items()}
-    for products in weight_times_gradient(material, is_weight, loss):
+    for products in weight_times_gradient(material, writing_weights, loss):
         for name, product in products.items():
             total[name] += product**2
     count = len(material.batches)
