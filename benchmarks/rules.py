@@ -188,10 +188,11 @@ def pruned(case: Case, found: Rule, variant: str, options: argparse.Namespace, b
     if reason:
         return {"status": "refused", "message": reason}
     relative, supports, cut = [], {}, 0
+    chosen, choosing = solutions(limited, found.method, method_options, options.limit)
     begin = time.process_time()
     with with_biases(about, case) if biases else _as_it_is(), unchanged(about.model, list(posed)):
         for name, problem in limited.items():
-            solution = problem.solve(found.method, time_limit=options.limit, progress=False, **method_options)
+            solution = chosen[name]
             cut += str(solution.termination) == "time_limit"
             if variant == REFITTED and not found.refits:
                 solution = problem.solve(
@@ -200,6 +201,7 @@ def pruned(case: Case, found: Rule, variant: str, options: argparse.Namespace, b
             relative.append(solution.objective / whole[name].constant)
             solution.apply_to(find_layer(about.model, name))
             supports[name] = solution.support
+        spent += choosing
         spent += time.process_time() - begin
         done = shrink(about.model, about.coupling, supports)
         try:
@@ -215,6 +217,24 @@ def pruned(case: Case, found: Rule, variant: str, options: argparse.Namespace, b
         "passes": spent / about.forward_seconds,
         **{key: value if math.isfinite(value) else None for key, value in measured.items()},
     }
+
+
+_LAST: dict[str, Any] = {}
+
+
+def solutions(
+    limited: dict[str, Problem], method: str, method_options: dict[str, Any], limit: float
+) -> tuple[dict[str, Any], float]:
+    """Solutions of all layers and their processor seconds; those of the last rule are kept for its other variant."""
+    key = (method, tuple((p.hash, p.keep) for p in limited.values()), repr(method_options), limit)
+    if _LAST.get("key") != key:
+        begin = time.process_time()
+        found = {
+            name: problem.solve(method, time_limit=limit, progress=False, **method_options)
+            for name, problem in limited.items()
+        }
+        _LAST.update(key=key, found=(found, time.process_time() - begin))
+    return _LAST["found"]  # type: ignore[no-any-return]
 
 
 def _alike(case: Case) -> Case:

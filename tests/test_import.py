@@ -42,7 +42,15 @@ def test_names_of_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["osscar_opt.certificates", "osscar_opt.instances", "osscar_opt.solvers", "osscar_opt.torch"]
+    "package",
+    [
+        "osscar_opt.allocation",
+        "osscar_opt.certificates",
+        "osscar_opt.instances",
+        "osscar_opt.solvers",
+        "osscar_opt.torch",
+        "osscar_opt.torch.scores",
+    ],
 )
 def test_no_module_hides_a_name(package: str) -> None:
     """`package.name` must not turn from an object into a module when somebody imports a module of that name."""

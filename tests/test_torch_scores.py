@@ -31,7 +31,7 @@ from osscar_opt.torch.scores import (
     chip_scores,
     filter_gram,
     fpgm_scores,
-    head_importance,
+    head_importance_scores,
     loraprune_scores,
     lrp_scores,
     nvit_scores,
@@ -47,7 +47,7 @@ Part = tuple[
 GRADIENTS: dict[str, Callable[..., PerProblem]] = {
     "taylor": taylor_scores,
     "nvit": nvit_scores,
-    "head_importance": head_importance,
+    "head_importance": head_importance_scores,
     "loraprune": loraprune_scores,
 }
 OTHERS: dict[str, Callable[..., PerProblem]] = {
@@ -419,7 +419,7 @@ def one_by_one(batch: Any) -> list[Any]:
 def test_head_importance_is_the_mean_size_of_the_gates_gradients_of_single_samples(name: str) -> None:
     case = CASES[name]
     model, batches = case.build(), case.batches()
-    found = head_importance(model, batches, **case.given())
+    found = head_importance_scores(model, batches, **case.given())
     samples = [sample for batch in batches for sample in one_by_one(batch)]
     for site in case.sites:
         gates = [np.abs(gates_of(model, site, case.units(site), case.loss, sample)) for sample in samples]
@@ -431,7 +431,7 @@ def test_head_importance_is_the_mean_size_of_the_gates_gradients_of_single_sampl
 def test_head_importance_is_the_change_of_the_loss_to_first_order(name: str) -> None:
     case = CASES[name]
     model, batches = case.build(), case.batches()
-    found = head_importance(model, batches, **case.given())
+    found = head_importance_scores(model, batches, **case.given())
     site = next(iter(case.sites))
     changes = np.zeros(min(len(found[site]), 9))
     for batch in batches:
@@ -456,10 +456,10 @@ def test_head_importance_is_the_change_of_the_loss_to_first_order(name: str) -> 
 
 def test_the_size_of_batches_does_not_matter_to_head_importance() -> None:
     model, x = mlp(), normal(7, 6)
-    whole = head_importance(model, x)
+    whole = head_importance_scores(model, x)
     for parts in ([x[:3], x[3:]], list(x.split(1))):
         for site in whole:
-            relative(head_importance(model, parts)[site], whole[site], OWN)
+            relative(head_importance_scores(model, parts)[site], whole[site], OWN)
 
 
 def test_opposite_gradients_of_two_samples_do_not_cancel_in_head_importance() -> None:
@@ -473,7 +473,9 @@ def test_opposite_gradients_of_two_samples_do_not_cancel_in_head_importance() ->
         return (output * signs[: len(output)]).mean()
 
     x = torch.ones(2, 1, dtype=torch.float64)
-    np.testing.assert_allclose(head_importance(model, x, loss=loss)["2"], np.array([2.0, 1.0]) / np.sqrt(5.0))
+    np.testing.assert_allclose(
+        head_importance_scores(model, x, loss=loss)["2"], np.array([2.0, 1.0]) / np.sqrt(5.0)
+    )
     assert not taylor_scores(model, x, loss=loss)["2"].any()
 
 
@@ -1595,7 +1597,7 @@ def test_head_importance_of_units_that_several_layers_read() -> None:
             found = torch.autograd.grad(likeliest(model, x), [one.gates, other.gates])
         gates += np.abs(sum(found).numpy())  # type: ignore[union-attr]
     expected = gates / np.linalg.norm(gates)
-    relative(head_importance(model, samples, sites="fc")["fc"], expected, OWN)
+    relative(head_importance_scores(model, samples, sites="fc")["fc"], expected, OWN)
 
 
 def test_a_weight_that_both_reads_and_writes_a_unit_counts_once_in_nvit() -> None:
@@ -1708,7 +1710,7 @@ def test_padding_changes_no_sample_s_head_importance() -> None:
     model, lengths = zoo("llama"), [8, 5, 3]
     batch = padded(lengths)
     alone = [{"input_ids": batch["input_ids"][i : i + 1, :length]} for i, length in enumerate(lengths)]
-    found, expected = head_importance(model, batch), head_importance(model, alone)
+    found, expected = head_importance_scores(model, batch), head_importance_scores(model, alone)
     for site in expected:
         relative(found[site], expected[site], OWN)
 

@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from osscar_opt.formulations.per_problem import PerProblem
 from osscar_opt.torch.scores.beta_rank import beta_rank_scores
 from osscar_opt.torch.scores.chip import chip_scores
-from osscar_opt.torch.scores.filter_gram import filter_gram
 from osscar_opt.torch.scores.fpgm import fpgm_scores
-from osscar_opt.torch.scores.head_importance import head_importance
+from osscar_opt.torch.scores.head_importance import head_importance_scores
 from osscar_opt.torch.scores.loraprune import loraprune_scores
 from osscar_opt.torch.scores.lrp import lrp_scores
 from osscar_opt.torch.scores.nvit import nvit_scores
 from osscar_opt.torch.scores.taylor import taylor_scores
+from osscar_opt.torch.scores.udfc import filter_gram
 
 __all__ = [
     "MODEL_RULES",
@@ -39,7 +39,7 @@ __all__ = [
     "chip_scores",
     "filter_gram",
     "fpgm_scores",
-    "head_importance",
+    "head_importance_scores",
     "loraprune_scores",
     "lrp_scores",
     "nvit_scores",
@@ -67,7 +67,7 @@ MODEL_RULES: dict[str, ModelRule] = {
     "fpgm": ModelRule(fpgm_scores),
     "chip": ModelRule(chip_scores),
     "beta_rank": ModelRule(beta_rank_scores),
-    "head_importance": ModelRule(head_importance),
+    "head_importance": ModelRule(head_importance_scores),
     "taylor": ModelRule(taylor_scores),
     "nvit": ModelRule(nvit_scores),
     "loraprune": ModelRule(loraprune_scores),

@@ -29,10 +29,10 @@ from osscar_opt.torch.scores._gradients import Loss, batch_loss, differentiable
 from osscar_opt.torch.scores._sites import Material, by_sample, per_unit, prepare
 from osscar_opt.torch.watch import LayerCall, watch
 
-__all__ = ["head_importance"]
+__all__ = ["head_importance_scores"]
 
 
-def head_importance(
+def head_importance_scores(
     model: torch.nn.Module,
     batches: Any,
     *,
@@ -59,7 +59,7 @@ def head_importance(
     Examples
     --------
     >>> model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
-    >>> scores = head_importance(model, torch.randn(8, 5, generator=torch.Generator().manual_seed(0)))
+    >>> scores = head_importance_scores(model, torch.randn(8, 5, generator=torch.Generator().manual_seed(0)))
     >>> round(float(np.linalg.norm(scores["2"])), 6)
     1.0
     """
@@ -72,7 +72,7 @@ def head_importance(
                 total[name] += np.abs(values).sum(axis=0) * len(values)
     return PerProblem(
         {name: value / (np.linalg.norm(value) or 1.0) for name, value in total.items()},
-        rule="head_importance",
+        rule="head_importance_scores",
     )
 
 
