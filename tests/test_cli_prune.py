@@ -13,7 +13,7 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
-from osscar_opt.cli import pruning
+from osscar_opt.cli import comparing, pruning
 from osscar_opt.cli._console import GuardedGroup
 from osscar_opt.torch.checkpoint import load_pruned
 
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*was calibrated on")
 app = typer.Typer(cls=GuardedGroup)
 app.callback()(lambda: None)
 app.command()(pruning.prune)
+app.command()(comparing.compare)
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +131,58 @@ def test_bad_calls(model: Path, text: Path, tmp_path: Path) -> None:
         run(model, out, "--sparsity", 0.5, "--sites", "model.layers.0.mlp.downproj", *small), 2, "down_proj"
     )
     assert not out.exists()
+
+
+def test_a_rule_that_needs_the_model(model: Path, text: Path, tmp_path: Path) -> None:
+    words = (model, tmp_path / "out", "--sparsity", "0.5", "--sites", "ffn", "--text", text, "--windows", "4")
+    small = ("--length", "64", "--batch-size", "2", "--json")
+    result = run(*words, "--method", "taylor", "-o", "refit=yes", *small)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["method"] == "taylor"
+    assert document["options"]["options"]["refit"] == "True"
+    failed(
+        run(*words[:1], tmp_path / "other", *words[2:], "-m", "taylor", "-o", "refti=yes", *small), 2, "refti"
+    )
+
+
+def test_all_rules_on_a_layer_of_a_checkpoint(model: Path, text: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "rules.svg"
+    words = ["compare", model, "--layer", "model.layers.0.mlp.down_proj", "--sparsity", "0.5", "--text", text]
+    words += ["--windows", "1", "--time-limit", "5", "--out", picture, "--json"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    named = {row["rule"] for row in document["rows"]}
+    assert named >= {
+        "osscar",
+        "wanda",
+        "taylor",
+        "nvit",
+        "head_importance",
+        "loraprune",
+        "chip",
+        "fpgm",
+        "udfc",
+        "beta_rank",
+    }
+    assert {row["rule"] for row in document["skipped"]} == {"flap", "lrp"}
+    assert picture.stat().st_size > 5000
+
+
+def test_a_layer_that_is_no_site(model: Path, text: Path) -> None:
+    words = [
+        "compare",
+        str(model),
+        "--layer",
+        "nowhere",
+        "--sparsity",
+        "0.5",
+        "--text",
+        str(text),
+        "--windows",
+        "1",
+    ]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "nowhere" in result.stderr
