@@ -56,8 +56,8 @@ def _row(found: Rule) -> str:
         if own in PAGE.read_text(encoding="utf-8")
         else f"`{found.name}`"
     )
-    formula = re.sub(r"([|*])", r"\\\1", found.formula)
-    where = found.where.removeprefix("osscar_opt.")
+    formula = re.sub(r"([|*_^])", r"\\\1", found.formula)
+    where = ".".join(found.where.split(".")[-2:])
     return f"| {name} | {found.paper} | {formula} | {', '.join(found.needs)} | {found.updates} | `{where}` |"
 
 

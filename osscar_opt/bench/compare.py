@@ -146,10 +146,12 @@ def compare_layer(
     sparsity, keep : float, int
         One of them.
     damping : float, optional
-    rules, exact, time_limit, progress
+    rules, exact, time_limit
         As for `compare`.
     score_batches : int, optional
         How many of the batches the model's gradients and feature maps are taken on; None: all.
+    progress : bool, optional
+        As for `compare`.
 
     Returns
     -------

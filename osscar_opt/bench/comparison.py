@@ -33,6 +33,12 @@ class Row:
     seconds : float
         For choosing, and for the rule's own weights; scores that come from a model are counted, moments are not.
     termination : str
+
+    Examples
+    --------
+    >>> from osscar_opt.bench.rules import rule
+    >>> Row(rule("wanda"), published=0.5, refitted=0.2, support=np.array([True, False])).best
+    0.2
     """
 
     rule: Rule
@@ -44,7 +50,14 @@ class Row:
 
     @property
     def best(self) -> float:
-        """The smaller of the two objectives."""
+        """The smaller of the two objectives.
+
+        Examples
+        --------
+        >>> from osscar_opt.bench.rules import rule
+        >>> Row(rule("greedy"), published=None, refitted=0.2, support=np.array([True])).best
+        0.2
+        """
         return min(value for value in (self.published, self.refitted) if value is not None)
 
 
@@ -120,7 +133,14 @@ class Comparison:
         return float((first & row.support).sum() / max(1, int(first.sum())))
 
     def relative(self, value: float | None) -> float | None:
-        """An objective relative to keeping nothing, as `Solution.relative`."""
+        """An objective relative to keeping nothing, as `Solution.relative`.
+
+        Examples
+        --------
+        >>> from osscar_opt.bench.compare import compare
+        >>> compare(Problem(np.eye(2), [[1.0], [3.0]], keep=1), rules=["greedy"]).relative(0.5)
+        0.1
+        """
         if value is None:
             return None
         return value / self.problem.constant if self.problem.constant > 0.0 else math.nan

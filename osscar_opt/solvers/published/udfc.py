@@ -1,7 +1,7 @@
 r"""UDFC: data-free; a removed channel is made up for by a combination of kept ones, which their filters tell.
 
 With v_j the filter that makes channel j (batch norm folded in) and W_j what the next layer does with that channel, the
-channels of smallest |v_j| go, and for the removed set R and the kept set K
+channels of the shortest v_j go, and for the removed set R and the kept set K
 
 .. math::
 

@@ -16,7 +16,15 @@ from osscar_opt.torch.collect import as_found, attention_mask_of, tensors_in
 from osscar_opt.torch.coupling import Site, Slice
 from osscar_opt.torch.scores._sites import Material, per_unit
 
-__all__ = ["Loss", "batch_loss", "classes_of", "differentiable", "logits_of", "weight_times_gradient"]
+__all__ = [
+    "Loss",
+    "batch_loss",
+    "classes_of",
+    "differentiable",
+    "logits_of",
+    "mean_square",
+    "weight_times_gradient",
+]
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """From what the model returns, and the batch as it was given, to a scalar: the mean over the batch's samples."""
@@ -138,6 +146,19 @@ def weight_times_gradient(
             }
             del gradients, value
             yield {name: _summed(material.sites[name], found, products) for name, found in parts.items()}
+
+
+def mean_square(
+    material: Material,
+    parts_of: Callable[[torch.nn.Module, Site], Iterable[tuple[Slice, torch.nn.Parameter]]],
+    loss: Loss | None,
+) -> dict[str, FloatArray]:
+    """Mean over the batches of the squared sums that `weight_times_gradient` yields, (n,) for each site."""
+    total = {name: np.zeros(site.n) for name, site in material.sites.items()}
+    for products in weight_times_gradient(material, parts_of, loss):
+        for name, product in products.items():
+            total[name] += product**2
+    return {name: value / len(material.batches) for name, value in total.items()}
 
 
 def _summed(

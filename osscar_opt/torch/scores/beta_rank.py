@@ -44,7 +44,7 @@ def beta_rank_scores(
     coupling: Coupling | None = None,
     sites: str | Sequence[str] | None = None,
 ) -> PerProblem:
-    """Mean |weight| of each unit's filter times the sum of its ratios of deviations, within [0, 1].
+    """Mean absolute weight of each unit's filter times the sum of its ratios of deviations, within [0, 1].
 
     Parameters
     ----------

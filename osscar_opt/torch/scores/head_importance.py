@@ -40,7 +40,7 @@ def head_importance_scores(
     sites: str | Sequence[str] | None = None,
     loss: Loss | None = None,
 ) -> PerProblem:
-    """Mean over samples of |gate's gradient| of each unit, over the site's 2-norm.
+    """Mean over samples of the absolute gradient at each unit's gate, over the site's 2-norm.
 
     Parameters
     ----------

@@ -17,12 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from osscar_opt.formulations.per_problem import PerProblem
 from osscar_opt.torch.coupling import Coupling, Site, Slice
-from osscar_opt.torch.scores._gradients import Loss, weight_times_gradient
+from osscar_opt.torch.scores._gradients import Loss, mean_square
 from osscar_opt.torch.scores._sites import parameters_of, prepare
 
 __all__ = ["nvit_scores"]
@@ -60,12 +59,7 @@ def nvit_scores(
     (4,)
     """
     material = prepare(model, batches, coupling, sites)
-    total = {name: np.zeros(site.n) for name, site in material.sites.items()}
-    for products in weight_times_gradient(material, _all_parameters, loss):
-        for name, product in products.items():
-            total[name] += product**2
-    count = len(material.batches)
-    return PerProblem({name: value / count for name, value in total.items()}, rule="nvit")
+    return PerProblem(mean_square(material, _all_parameters, loss), rule="nvit")
 
 
 def _all_parameters(model: torch.nn.Module, site: Site) -> Iterator[tuple[Slice, torch.nn.Parameter]]:

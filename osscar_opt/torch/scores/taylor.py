@@ -15,12 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from osscar_opt.formulations.per_problem import PerProblem
 from osscar_opt.torch.coupling import Coupling
-from osscar_opt.torch.scores._gradients import Loss, weight_times_gradient
+from osscar_opt.torch.scores._gradients import Loss, mean_square
 from osscar_opt.torch.scores._sites import prepare, writing_weights
 
 __all__ = ["taylor_scores"]
@@ -67,9 +66,4 @@ def taylor_scores(
     (4,)
     """
     material = prepare(model, batches, coupling, sites)
-    total = {name: np.zeros(site.n) for name, site in material.sites.items()}
-    for products in weight_times_gradient(material, writing_weights, loss):
-        for name, product in products.items():
-            total[name] += product**2
-    count = len(material.batches)
-    return PerProblem({name: value / count for name, value in total.items()}, rule="taylor")
+    return PerProblem(mean_square(material, writing_weights, loss), rule="taylor")
