@@ -29,10 +29,10 @@ def main() -> None:
 def page(text: str) -> str:
     """The page with its tables as they should be."""
     before, _, rest = text.partition(BEGIN)
-    return "\n".join([before + BEGIN, "", *_tables(), END + rest.partition(END)[2]])
+    return "\n".join([before + BEGIN, "", *_tables(text), END + rest.partition(END)[2]])
 
 
-def _tables() -> Iterator[str]:
+def _tables(text: str) -> Iterator[str]:
     for kind, title in SECTIONS.items():
         yield f"**{title}**"
         yield ""
@@ -40,7 +40,7 @@ def _tables() -> Iterator[str]:
         yield "|---|---|---|---|---|---|"
         for found in RULES:
             if found.kind == kind:
-                yield _row(found)
+                yield _row(found, text)
         yield ""
     yield "**Out of scope**"
     yield ""
@@ -49,7 +49,7 @@ def _tables() -> Iterator[str]:
     yield ""
 
 
-def _row(found: Rule) -> str:
+def _row(found: Rule, text: str) -> str:
     own = f"(rule-{found.name.replace('_', '-')})="
     name = (
         f"{{ref}}`{found.name} <{own[1:-2]}>`"

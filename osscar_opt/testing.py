@@ -141,7 +141,7 @@ def _check_declaration(solver: Solver) -> None:
     _require(documented, "class", "has no docstring, whose first line is its summary")
     known = {"budget", "blocks", "unequal_groups", "forced"}
     _require(cls.handles <= known, "class", f"handles {sorted(cls.handles - known)}, which nobody knows")
-    if cls.needs:
+    if cls.required_options:
         again = dataclasses.replace(solver)
         _require(again == solver, "class", "has instances of the same options that are not equal")
     else:

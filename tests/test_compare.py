@@ -20,7 +20,7 @@ from osscar_opt.bench.compare import compare, compare_layer
 from osscar_opt.bench.comparison import Comparison
 from osscar_opt.bench.rules import OUT_OF_SCOPE, RULES, rule, why_not
 from osscar_opt.cli import app
-from osscar_opt.errors import InputError, LayerError, UnknownMethodError
+from osscar_opt.errors import InputError, LayerError, OptionError, UnknownMethodError
 from osscar_opt.instances import random_instance
 from osscar_opt.torch.scores import MODEL_RULES
 
@@ -60,7 +60,7 @@ def test_rows_say_where_methods_live_and_what_takes_their_arrays() -> None:
     for found in RULES:
         assert importlib.util.find_spec(found.where) is not None, found.name
         info = solvers()[found.method]
-        assert info.needs == ((found.option,) if found.option else ()), found.name
+        assert info.required_options == ((found.option,) if found.option else ()), found.name
         if found.name in MODEL_RULES:
             taken = MODEL_RULES[found.name]
             assert (taken.method, taken.option) == (found.method, found.option)
@@ -178,6 +178,16 @@ def test_a_rule_that_fails_costs_its_row_alone() -> None:
     assert "no scores today" in found.skipped[0][1]
 
 
+def test_arrays_that_nobody_takes_or_of_a_wrong_shape_are_refused() -> None:
+    with pytest.raises(UnknownMethodError, match="no rule 'tailor'"):
+        compare(problem_of(), arrays={"tailor": np.ones(9)})
+    with pytest.raises(InputError, match="needs none"):
+        compare(problem_of(), arrays={"wanda": np.ones(9)})
+    with pytest.raises(OptionError, match="one number for each of the 9 groups"):
+        compare(problem_of(), rules=["taylor"], arrays={"taylor": np.ones(8)})
+    assert "arrays={'scores'" in compare(problem_of(), rules=["scores", "greedy"]).skipped[0][1]
+
+
 def test_table_json_and_picture(tmp_path: Path) -> None:
     found = compare(problem_of(3), rules=[*QUICK, "flap"], exact=True)
     text = found.table()
@@ -236,6 +246,13 @@ def test_a_layer_that_is_not_there() -> None:
     model, batches = _model()
     with pytest.raises(LayerError, match="no site"):
         compare_layer(model, "3", batches, sparsity=0.5)
+    two = torch.nn.Sequential(*model, torch.nn.ReLU(), torch.nn.Linear(3, 4))
+    with pytest.raises(LayerError, match="stands for 2 sites"):
+        compare_layer(two, "neurons", batches, sparsity=0.5)
+    with pytest.raises(UnknownMethodError, match="no rule 'wandering'"):
+        compare_layer(model, "2", batches, sparsity=0.5, rules=["wandering"])
+    with pytest.raises(InputError, match="give either sparsity"):
+        compare_layer(model, "2", batches)
     with pytest.raises(LayerError, match="no batches"):
         compare_layer(model, "2", [], sparsity=0.5)
 
@@ -278,6 +295,8 @@ def test_the_command(tmp_path: Path) -> None:
         (["-r", "wandering"], "no rule 'wandering'"),
         (["--keep", "3", "--sparsity", "0.5"], "say the same thing"),
         (["--layer", "fc"], "give either --sparsity"),
+        (["--windows", "4"], "--windows goes with --layer"),
+        (["--damping", "0.1"], "--damping goes with --layer"),
     ],
 )
 def test_the_command_refuses(tmp_path: Path, words: list[str], said: str) -> None:
@@ -294,3 +313,10 @@ def test_the_command_asks_for_a_limit(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["compare", str(file)])
     assert result.exit_code == 2
     assert "give --keep or --sparsity" in result.stderr
+
+
+def test_the_command_asks_which_layer_of_a_model(tmp_path: Path) -> None:
+    for model in (str(tmp_path), "smollm2"):
+        result = CliRunner().invoke(app, ["compare", model, "--sparsity", "0.5"])
+        assert result.exit_code == 2
+        assert "say which layer" in result.stderr

@@ -19,7 +19,7 @@ from osscar_opt.solvers.published import _inputs
 from osscar_opt.solvers.published.slimgpt import SlimGPT
 from osscar_opt.solvers.published.ziplm import ZipLM
 
-RULES = [info.name for info in solvers() if ".published." in info.source and not info.needs]
+RULES = [info.name for info in solvers() if ".published." in info.source and not info.required_options]
 PATHS = {"channel_lasso", "group_lasso"}  # they go down a path of penalties, and rank nothing
 REFITTED = {"channel_lasso", "abess"}  # least squares is part of the published rule
 NAMED = [name for name in RULES if name != "flap"]

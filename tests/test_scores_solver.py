@@ -364,9 +364,9 @@ def test_the_conformance_kit_takes_what_is_needed_as_options_too() -> None:
 
 
 def test_the_table_of_methods_says_what_is_needed() -> None:
-    assert solvers()["scores"].needs == ("scores",)
-    assert solvers()["udfc"].needs == ("filters",)
-    assert [info.name for info in solvers() if info.needs] == ["scores", "udfc"]
+    assert solvers()["scores"].required_options == ("scores",)
+    assert solvers()["udfc"].required_options == ("filters",)
+    assert [info.name for info in solvers() if info.required_options] == ["scores", "udfc"]
     for features in ((), ("budget",), ("blocks", "forced")):
         fitting = methods_handling(features)
         assert "magnitude" in fitting

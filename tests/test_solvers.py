@@ -19,7 +19,7 @@ METHODS = [
     info.name
     for info in solvers()
     if info.available
-    and not info.needs  # scores and filters from elsewhere: tests/test_scores_solver.py
+    and not info.required_options  # scores and filters from elsewhere: tests/test_scores_solver.py
     and info.source.startswith("osscar_opt.")
     and info.name not in ("cvxpy", "highs")  # hours on some of these; they have tests of their own
 ]

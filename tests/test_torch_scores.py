@@ -1828,8 +1828,9 @@ def test_sites_are_chosen_by_name_pattern_and_kind(rule: str) -> None:
         if rule != "loraprune":  # whose random factors are drawn in the order of the sites
             for name in names:
                 np.testing.assert_allclose(chosen_ones[name], everything[name], rtol=1e-12)
-    assert chosen_ones.rule == rule
-    assert repr(chosen_ones).startswith(f"PerProblem({rule!r}, 2 arrays, ")
+    name = "udfc" if rule == "filter_gram" else rule
+    assert chosen_ones.rule == name
+    assert repr(chosen_ones).startswith(f"PerProblem({name!r}, 2 arrays, ")
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -1922,7 +1923,10 @@ def test_filter_gram_refuses_heads_by_name() -> None:
 
 
 def test_fpgm_refuses_units_of_unequal_filters() -> None:
-    with pytest.raises(LayerError, match=r"^the units of both have unequal shares of left\.weight\.$"):
+    with pytest.raises(
+        LayerError,
+        match=r"^the units of both have unequal shares of left\.weight: choose other sites, or another rule\.$",
+    ):
         fpgm_scores(zoo("concatenation"), models_zoo.pictures().double(), sites="both")
 
 
@@ -2070,3 +2074,98 @@ def test_scores_of_fewer_sites_are_missed_by_name(rule: str) -> None:
     table = RULES[rule](model, x, sites="2")
     with pytest.raises(TypeError, match="option 'scores' has nothing for the problem named '4', only for 2"):
         prune_model(model, x, sparsity=0.5, method="scores", options={"scores": table})
+
+
+# --------------------------------------------------------------------------------- how products are spelled
+
+
+class Spelled(nn.Module):
+    """The same two layers, the second one as a product written out."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(5, 6), nn.Linear(6, 3), how
+        self.turned = nn.Parameter(torch.zeros(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))
+        if self.how == "linear":
+            return self.b(y)
+        if self.how == "addmm":
+            return torch.addmm(self.b.bias, y, self.turned)
+        return y @ self.turned + self.b.bias
+
+
+@pytest.mark.parametrize("how", ["addmm", "@"])
+def test_lrp_shares_a_product_alike_however_it_is_spelled(how: str) -> None:
+    plain, other = models_zoo.randomise(Spelled("linear"), 1).double(), Spelled(how).double()
+    if how == "@":
+        nn.init.zeros_(plain.b.bias)  # added by itself, it would take its share of the sum
+    other.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        other.turned.copy_(plain.b.weight.T)
+    deeper = [
+        nn.Sequential(nn.Linear(4, 5, dtype=torch.float64), nn.ReLU(), model) for model in (plain, other)
+    ]
+    deeper[1][0].load_state_dict(deeper[0][0].state_dict())
+    x = normal(6, 4)
+    found, expected = (lrp_scores(model, x, sites="2.a")["2.a"] for model in (deeper[1], deeper[0]))
+    relative(found, expected, 1e-9)
+
+
+class Attends(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.how = nn.Linear(5, 6), nn.Linear(6, 8), nn.Linear(8, 3), how
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(F.relu(self.a(x)))
+        if self.how == "glu":
+            y = torch.cat([F.glu(y, 1)] * 2, 1)
+        else:
+            y = self.attention(y[:, None], y[:, None], y[:, None])[0][:, 0]
+        return self.c(y)
+
+
+@pytest.mark.parametrize("how", ["glu", "attention"])
+def test_lrp_refuses_what_multiplies_inside_one_function(how: str) -> None:
+    with pytest.raises(LayerError, match="lrp has no rule for"):
+        lrp_scores(models_zoo.randomise(Attends(how), 1), normal(4, 5).float(), sites="b")
+
+
+def test_chip_takes_the_mean_over_layers_that_read_different_maps() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.h = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.stem(x))
+            return self.a(y).mean((2, 3)).sum(1, keepdim=True) + self.h(y.mean((2, 3)))
+
+    model, x = models_zoo.randomise(Two(), 2), normal(3, 2, 9, 9).float()
+    (site,) = trace_coupling(model, x).sites.values()
+    assert len(site.consumers) == 2
+    with torch.no_grad():
+        maps = F.relu(model.stem(x)).double().numpy()
+    units = np.arange(4)
+    wide = np.mean([drops(m.reshape(4, -1), units, 4) for m in maps], axis=0)
+    narrow = np.mean([drops(m.mean((1, 2))[:, None], units, 4) for m in maps], axis=0)
+    np.testing.assert_allclose(
+        chip_scores(model, x, sites=site.name)[site.name], (wide + narrow) / 2, rtol=1e-5
+    )
+
+
+def test_beta_rank_asks_for_two_samples_a_batch() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(LayerError, match="at least two samples"):
+        beta_rank_scores(model, [normal(1, 5).float()] * 2)
+
+
+def test_loraprune_in_half_precision_keeps_its_factors_in_single() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    batches = [normal(8, 5, seed=i).float() for i in range(5)]
+    expected = loraprune_scores(model, batches)["2"]
+    half = loraprune_scores(copy.deepcopy(model).bfloat16(), [x.bfloat16() for x in batches])["2"]
+    np.testing.assert_allclose(half, expected, rtol=0.2)

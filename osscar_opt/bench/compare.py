@@ -6,6 +6,8 @@ answered apart: how well a rule chooses, and how well it repairs.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from osscar_opt.bench.comparison import Comparison, Row
-from osscar_opt.bench.rules import RULES, Rule, why_not
-from osscar_opt.errors import InfeasibleError, InputError, LayerError, OsscarError, UnknownMethodError
+from osscar_opt.bench.rules import RULES, Rule, rule, why_not
+from osscar_opt.errors import InfeasibleError, InputError, LayerError, OptionError, OsscarError
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.linalg.blas import cholesky_lower, inverse_from_cholesky_lower
 from osscar_opt.solvers.progress import Tally
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["compare", "compare_layer"]
 
 _REFERENCE = "exact"
-_PROVED = ("exact", "highs", "cvxpy", "exhaustive", "auto")
 
 
 def compare(
@@ -81,8 +82,13 @@ def compare(
             "this problem has no limit on what may stay: pose it with keep=, or use problem.with_keep(k)."
         )
     names = [*([_REFERENCE] if exact else []), *(_default_rules() if rules is None else rules)]
-    chosen = [_known(name) for name in dict.fromkeys(names)]
+    chosen = [rule(name) for name in dict.fromkeys(names)]
     given = dict(arrays or {})
+    for name in given:
+        if not rule(name).option:
+            raise InputError(
+                f"arrays has an entry for rule {name!r}, which needs none: it takes the problem alone."
+            )
     skipped: list[tuple[str, str]] = []
     rows: list[Row] = []
     bounds: list[float] = []
@@ -99,6 +105,8 @@ def compare(
             except InfeasibleError:
                 raise
             except OsscarError as error:
+                if isinstance(error, OptionError):  # what was handed over is not what the rule takes
+                    raise
                 skipped.append((found.name, str(error)))
                 continue
             rows.append(row)
@@ -109,9 +117,7 @@ def compare(
 
     def rank(row: Row) -> tuple[float, int]:
         """By error, and where rounding alone tells them apart in the order of the rules' table."""
-        return round(row.best / least, 9) if row.refitted is None else round(
-            row.refitted / least, 9
-        ), chosen.index(row.rule)
+        return round(row.refitted / least, 9), chosen.index(row.rule)
 
     ranked = sorted(rows, key=rank)
     return Comparison(
@@ -177,16 +183,29 @@ def compare_layer(
     from osscar_opt.torch.prune import collect_problems
     from osscar_opt.torch.scores import MODEL_RULES
 
+    names = [rule(name).name for name in (_default_rules() if rules is None else rules)]
+    if (sparsity is None) == (keep is None):
+        raise InputError("give either sparsity, the share of units that goes, or keep, how many stay.")
     held = list(each_batch(batches))
     if not held:
         raise LayerError("there were no batches to run through the model: give at least one.")
     coupling = trace_coupling(model, [held[0]])
-    limit: dict[str, Any] = {"sparsity": sparsity, "keep": keep}
+    sites = coupling.select(layer)
+    if len(sites) != 1:
+        raise LayerError(f"{layer!r} stands for {len(sites)} sites: name one of {', '.join(sites[:5])}.")
+    site = sites[0]
     collected = collect_problems(
-        model, held, sites=[layer], damping=damping, coupling=coupling, progress=progress, **limit
+        model,
+        held,
+        sites=[site],
+        sparsity=sparsity,
+        keep=keep,
+        damping=damping,
+        coupling=coupling,
+        progress=progress,
     )
-    problem = next(found for name, found in collected if name == layer)
-    names = list(_default_rules() if rules is None else rules)
+    with contextlib.closing(collected):  # type: ignore[type-var]
+        problem = next(found for name, found in collected if name == site)
     arrays: dict[str, Any] = {}
     spent: dict[str, float] = {}
     reasons: dict[str, str] = {}
@@ -196,7 +215,7 @@ def compare_layer(
         began = time.perf_counter()
         try:
             arrays[name] = MODEL_RULES[name].make(
-                model, held[:score_batches], coupling=coupling, sites=[layer]
+                model, held[:score_batches], coupling=coupling, sites=[site]
             )
         except LayerError as error:
             reasons[name] = str(error)
@@ -204,27 +223,22 @@ def compare_layer(
     found = compare(
         problem, rules=names, arrays=arrays, exact=exact, time_limit=time_limit, progress=progress
     )
-    return Comparison(
-        problem,
-        tuple(
-            Row(**{**vars(row), "seconds": row.seconds + spent.get(row.rule.name, 0.0)}) for row in found.rows
+    return dataclasses.replace(
+        found,
+        rows=tuple(
+            dataclasses.replace(row, seconds=row.seconds + spent.get(row.rule.name, 0.0))
+            for row in found.rows
         ),
-        tuple((name, reasons.get(name, why)) for name, why in found.skipped),
-        found.inverse_seconds,
-        found.bound,
+        skipped=tuple((name, reasons.get(name, why)) for name, why in found.skipped),
     )
 
 
 def _default_rules() -> Sequence[str]:
-    return [found.name for found in RULES if found.name not in (*_PROVED, "scores", "magnitude_refit")]
-
-
-def _known(name: str) -> Rule:
-    found = next((other for other in RULES if other.name == name), None)
-    if found is None:
-        names = ", ".join(other.name for other in RULES)
-        raise UnknownMethodError(f"there is no rule {name!r}. Rules: {names}.")
-    return found
+    return [
+        found.name
+        for found in RULES
+        if found.kind != "exact" and found.name not in ("scores", "magnitude_refit")
+    ]
 
 
 def _run(problem: Problem, found: Rule, array: Any, time_limit: float | None) -> tuple[Row, float | None]:
@@ -233,7 +247,8 @@ def _run(problem: Problem, found: Rule, array: Any, time_limit: float | None) ->
     first = problem.solve(found.method, time_limit=time_limit, progress=False, **options)
     seconds = time.perf_counter() - began
     refitted = first.objective if found.refits else problem.value(first.support)
-    bound = float(first.bound) if first.bound_kind != "none" and math.isfinite(first.bound) else None
+    own = found.kind == "exact" and found.name != "cvxpy"  # whose bound is another solver's word
+    bound = float(first.bound) if own and math.isfinite(first.bound) else None
     published = None if found.refits else first.objective
     row = Row(found, published, refitted, first.support, seconds, first.termination)
     return row, bound

@@ -26,9 +26,10 @@ class Row:
     Attributes
     ----------
     rule : Rule
-    published, refitted : float or None
-        Objectives: with the weights the rule itself leaves, and with the best ones on its choice. None where there is
-        no such variant.
+    published : float or None
+        Objective with the weights the rule itself leaves; None where the refit is part of the rule.
+    refitted : float
+        Objective with the best weights on its choice.
     support : (n,) mask
     seconds : float
         For choosing, and for the rule's own weights; scores that come from a model are counted, moments are not.
@@ -43,7 +44,7 @@ class Row:
 
     rule: Rule
     published: float | None
-    refitted: float | None
+    refitted: float
     support: BoolArray = field(repr=False)
     seconds: float = 0.0
     termination: str = "completed"
@@ -58,7 +59,7 @@ class Row:
         >>> Row(rule("greedy"), published=None, refitted=0.2, support=np.array([True])).best
         0.2
         """
-        return min(value for value in (self.published, self.refitted) if value is not None)
+        return self.refitted if self.published is None else min(self.published, self.refitted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +178,7 @@ class Comparison:
         return "\n".join(lines)
 
     def _cells(self, row: Row) -> tuple[str, ...]:
-        excess = self.excess(row.refitted if row.refitted is not None else row.published)
+        excess = self.excess(row.refitted)
         late = " (cut short)" if row.termination == Termination.TIME_LIMIT else ""
         return (
             row.rule.name,
@@ -251,7 +252,7 @@ class Comparison:
         if ax is None:
             axis.figure.set_size_inches(7.2, 1.2 + 0.24 * len(self.rows))
         for place, row in zip(places, self.rows, strict=True):
-            if row.published is not None and row.refitted is not None:
+            if row.published is not None:
                 ends = [self.relative(row.refitted), self.relative(row.published)]
                 axis.plot(ends, [place, place], color="#c9ced6", linewidth=2, zorder=1)
         for (name, (color, marker)), label in zip(_COLORS.items(), (PUBLISHED, REFITTED), strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from osscar_opt.errors import UnknownMethodError
 from osscar_opt.formulations.problem import Problem
 
 __all__ = ["OUT_OF_SCOPE", "RULES", "Need", "Rule", "rule", "why_not"]
@@ -137,11 +138,11 @@ OUT_OF_SCOPE: tuple[tuple[str, str], ...] = (
     ),
     (
         "LoRAPrune, NViT, CHIP, FPGM, Beta-Rank, LRP and Taylor as whole procedures",
-        "each prunes a little, trains, and repeats: here their scores are taken once, and nothing is trained.",
+        "each prunes a little, trains, and repeats: here their scores are taken once, and no weight is trained.",
     ),
     (
         "The search over layers of ZipLM and SPDY, the distribution over layers of FLAP, CFSP, NViT and SlimGPT",
-        "how much each layer loses is allocation, not selection.",
+        "how much each layer loses is allocation, not selection: {doc}`allocation`.",
     ),
     ("UDFC's quantisation", "it changes the precision of weights and chooses no groups."),
     (
@@ -155,12 +156,22 @@ OUT_OF_SCOPE: tuple[tuple[str, str], ...] = (
 def rule(name: str) -> Rule:
     """The rule of that name.
 
+    Raises
+    ------
+    UnknownMethodError
+        If there is none; lists those there are.
+
     Examples
     --------
     >>> rule("wanda").needs
     ('diag H, W',)
     """
-    return next(found for found in RULES if found.name == name)
+    found = next((other for other in RULES if other.name == name), None)
+    if found is None:
+        raise UnknownMethodError(
+            f"there is no rule {name!r}. Rules: {', '.join(other.name for other in RULES)}."
+        )
+    return found
 
 
 def why_not(found: Rule, problem: Problem, tables: frozenset[str] = frozenset()) -> str:
@@ -184,8 +195,10 @@ def why_not(found: Rule, problem: Problem, tables: frozenset[str] = frozenset())
     info = solvers()[found.method]
     if not info.available:
         return str(info.why_not)
+    if found.name == "scores" and "scores" not in tables:
+        return "needs scores: pass arrays={'scores': ...}"
     if found.option and found.name not in tables:
-        return f"needs {', '.join(found.needs) or 'scores'}: give the model and the layer"
+        return f"needs {', '.join(found.needs)}: give the model and the layer"
     if "means" in found.needs and problem.input_mean is None:
         return "needs the means of the inputs: pose the problem with an intercept"
     missing = problem.features - info.handles - {"forced"}

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from osscar_opt.bench.comparison import Comparison
 
 
+_PACKAGED = ("smollm2", "mobilenet_v2", "efficientnet_lite0")
+
+
 def compare(
     source: Annotated[
         str,
@@ -30,29 +33,34 @@ def compare(
     keep: Keep = None,
     sparsity: Sparsity = None,
     rule: Annotated[
-        list[str] | None, typer.Option("--rule", "-r", help="Only this one; may be repeated. All by default.")
+        list[str] | None,
+        typer.Option("--rule", "-r", help="Only this one; may be repeated. All that apply by default."),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Branch and bound too, for a lower bound.")] = False,
     time_limit: Annotated[float, typer.Option(help="Seconds for each rule.")] = 20.0,
     out: Annotated[Path | None, typer.Option(help="Draw it to this file: .png, .svg or .pdf.")] = None,
     damping: Annotated[
-        float, typer.Option(help="With --layer: ridge, relative to the mean diagonal.")
-    ] = 1e-2,
+        float | None,
+        typer.Option(help="With --layer: ridge, relative to the mean diagonal; 0.01 by default."),
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option(help="With a language model: text to calibrate on; packaged news by default."),
     ] = None,
-    windows: Annotated[int, typer.Option(min=1, help="With a language model: windows of 512 tokens.")] = 16,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="With a language model: windows of 512 tokens; 16 by default.")
+    ] = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Run every rule on one problem, as published and refitted: errors, what they keep, time, and a picture.
+    """Run every rule that applies to a problem, as published and refitted: errors, what they keep, time, a picture.
 
     Rules that need gradients, feature maps or filters join in where the model and a layer are given.
     """
     require_writable(out)
     require_picture(out)
     if layer is None:
+        _refuse_what_models_take({"--text": text, "--windows": windows, "--damping": damping})
         found = _of_instance(Path(source), keep, sparsity, rule, exact, time_limit)
     else:
         found = _of_layer(
@@ -63,9 +71,9 @@ def compare(
             rule,
             exact,
             time_limit,
-            damping=damping,
+            damping=1e-2 if damping is None else damping,
             text=text,
-            windows=windows,
+            windows=windows or 16,
         )
     if out is not None:
         found.plot().figure.savefig(out, dpi=150, bbox_inches="tight")
@@ -92,10 +100,18 @@ def _of_instance(
 ) -> Comparison:
     from osscar_opt.bench.compare import compare as compared
 
+    if file.is_dir() or str(file) in _PACKAGED:
+        raise InputError(f"{file} is a model: say which layer, as --layer model.layers.5.mlp.down_proj.")
     problem = limited(read_instance(file), keep, sparsity)
     if not problem.limits.names:
         raise InputError(f"{file} has no limit on what may stay: give --keep or --sparsity.")
     return compared(problem, rules=rules or None, exact=exact, time_limit=time_limit)
+
+
+def _refuse_what_models_take(given: dict[str, object]) -> None:
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise InputError(f"{named[0]} goes with --layer and a model: an instance holds its own data.")
 
 
 def _of_layer(

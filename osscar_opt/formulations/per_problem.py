@@ -157,6 +157,12 @@ class PerProblem:
             )
         return table.of(problem, option)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PerProblem) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     @property
     def digest(self) -> str:
         """Hash of names and numbers: two tables of the same digest are the same.
@@ -181,7 +187,9 @@ class PerProblem:
 def _checked(array: Any, name: str) -> FloatArray:
     numbers = np.array(array, dtype=np.float64)
     if not np.isfinite(numbers).all():
-        raise InputError(f"what is given for {name or 'the problem'} holds NaN or infinity.")
+        raise InputError(
+            f"what is given for {name or 'the problem'} holds NaN or infinity: give finite numbers."
+        )
     return read_only(numbers)
 
 

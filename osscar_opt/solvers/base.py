@@ -91,7 +91,7 @@ class Solver(abc.ABC):
         Reductions of presolve that cost this method more than they save: not made unless they are asked for by name.
     requires : tuple of str
         Packages to be importable, by import name.
-    needs : tuple of str
+    required_options : tuple of str
         Options that have no sensible default and must be given, such as scores that come from elsewhere; they are None
         where they are not.
 
@@ -117,11 +117,11 @@ class Solver(abc.ABC):
     presolve: ClassVar[bool] = True
     unhelpful: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[tuple[str, ...]] = ()
-    needs: ClassVar[tuple[str, ...]] = ()
+    required_options: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Refuse to go without what is needed, and numbers below what a field's metadata gives as the least."""
-        for option in self.needs:
+        for option in self.required_options:
             if getattr(self, option) is None:
                 raise OptionError(
                     f"method {self.name!r} needs {option}=: see its docstring for what it holds."

@@ -104,12 +104,12 @@ class SolverInfo:
     source : str
         Import string of the class.
     options : tuple of OptionInfo
-    needs : tuple of str
+    required_options : tuple of str
         Options that must be given.
 
     Examples
     --------
-    >>> solvers()["magnitude"].proves, solvers()["scores"].needs
+    >>> solvers()["magnitude"].proves, solvers()["scores"].required_options
     (False, ('scores',))
     """
 
@@ -121,7 +121,7 @@ class SolverInfo:
     why_not: str
     source: str
     options: tuple[OptionInfo, ...]
-    needs: tuple[str, ...] = ()
+    required_options: tuple[str, ...] = ()
 
 
 class SolverTable(tuple[SolverInfo, ...]):
@@ -269,7 +269,7 @@ def methods_handling(features: Iterable[str]) -> tuple[str, ...]:
     True
     """
     needed = frozenset(features) - {"forced"}  # presolved away for whoever does not handle it
-    fitting = (info for info in solvers() if info.available and not info.needs)
+    fitting = (info for info in solvers() if info.available and not info.required_options)
     return tuple(info.name for info in fitting if needed <= info.handles)
 
 
@@ -328,7 +328,7 @@ def _info(name: str, cls: type[Solver], source: str) -> SolverInfo:
         why_not=f"{missing} is not installed" if missing else "",
         source=source,
         options=tuple(OptionInfo(f.name, str(f.type), _default(f)) for f in dataclasses.fields(cls)),
-        needs=cls.needs,
+        required_options=cls.required_options,
     )
 
 

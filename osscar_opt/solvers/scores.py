@@ -48,7 +48,7 @@ class Scores(ScoredRule):
     """
 
     name: ClassVar[str] = "scores"
-    needs: ClassVar[tuple[str, ...]] = ("scores",)
+    required_options: ClassVar[tuple[str, ...]] = ("scores",)
 
     scores: ArraySource = None
 

@@ -102,7 +102,7 @@ def prune_model(
     method : str or Solver, optional
         Any registered method, a solver of one's own, or a rule that needs the model: the names in
         `osscar_opt.torch.scores.MODEL_RULES`, such as ``"taylor"``, whose scores are then computed on the batches, in
-        the dense model, once.
+        the dense model, once, where it lies: `device` has no say in that.
     options : mapping, optional
         Of the method.
     sites : str or sequence of str, optional
@@ -185,7 +185,10 @@ def prune_model(
     if rule is not None and pruned and rule.option not in (options or {}):
         made = rule.make(model, held, coupling=coupling, sites=list(pruned))
         settings = dataclasses.replace(
-            settings, name=str(method), options={**settings.options, rule.option: made}
+            settings,
+            name=str(method),
+            options={**settings.options, rule.option: made},
+            computed=frozenset({rule.option}),  # again at every start, and equal up to rounding only
         )
     before = _parameters(model)
     with _run(model, held, pruned, settings, device, folder, progress) as run:

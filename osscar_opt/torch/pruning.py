@@ -51,6 +51,7 @@ class Options:
     method: str | Solver | type[Solver]
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    computed: frozenset[str] = frozenset()
     parallel: bool = False
     teacher: bool = False
     damping: float = 1e-2
@@ -69,7 +70,10 @@ class Options:
         """
         return {
             "method": self.method if isinstance(self.method, str) else repr(self.method),
-            "options": {name: repr(value) for name, value in sorted(self.options.items())},
+            "options": {
+                name: "computed from the model" if name in self.computed else repr(value)
+                for name, value in sorted(self.options.items())
+            },
             "order": "parallel" if self.parallel else "sequential",
             "targets": "teacher" if self.teacher else "student",
             "damping": self.damping,

@@ -66,7 +66,7 @@ class Udfc(ScoredRule):
 
     name: ClassVar[str] = "udfc"
     handles: ClassVar[frozenset[str]] = frozenset({"budget", "blocks", "forced"})
-    needs: ClassVar[tuple[str, ...]] = ("filters",)
+    required_options: ClassVar[tuple[str, ...]] = ("filters",)
 
     filters: ArraySource = None
     ridge: float = field(default=1e-2, metadata={"least": 0})

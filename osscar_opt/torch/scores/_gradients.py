@@ -84,7 +84,8 @@ def _own_loss(material: Material, number: int, output: Any) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(logits, classes_of(material, number, logits))
     raise LayerError(
         f"the {type(material.model).__name__} returns neither logits of next tokens nor of classes, so its loss is not "
-        "known: pass loss=, a function of its output and the batch."
+        "known: pass loss=, a function of its output and the batch, to the function of osscar_opt.torch.scores, and "
+        "what that returns to method 'scores'."
     )
 
 
@@ -141,11 +142,21 @@ def weight_times_gradient(
             value = batch_loss(material, number, loss, material.model(*args, **kwargs))
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
             products = {
-                parameter: None if gradient is None else (parameter.detach() * gradient).double()
+                parameter: None if gradient is None else _product(parameter, gradient)
                 for parameter, gradient in zip(parameters, gradients, strict=True)
             }
             del gradients, value
             yield {name: _summed(material.sites[name], found, products) for name, found in parts.items()}
+
+
+def _product(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
+    """Weight times gradient, in float32 at least."""
+    values = parameter.detach()
+    return (
+        values * gradient
+        if values.dtype in (torch.float32, torch.float64)
+        else values.float() * gradient.float()
+    )
 
 
 def mean_square(
@@ -171,8 +182,12 @@ def _summed(
         product = products[parameter]
         if product is None:
             continue
-        along = product.movedim(part.axis, 0).flatten(1).sum(1) if product.ndim > 1 else product
-        total += per_unit(along.cpu().numpy(), np.asarray(part.units), site.n)
+        along = (
+            product.movedim(part.axis, 0).flatten(1).sum(1, dtype=torch.float64)
+            if product.ndim > 1
+            else product
+        )
+        total += per_unit(along.double().cpu().numpy(), np.asarray(part.units), site.n)
         for other, same in parts[:place]:
             if (
                 same is parameter and other.axis != part.axis
@@ -187,4 +202,4 @@ def _crossing(site: Site, part: Slice, other: Slice, product: torch.Tensor) -> F
     ones = [
         np.eye(site.n + 1)[np.asarray(s.units)][:, : site.n] for s in (part, other)
     ]  # unit -1 is the last column
-    return np.asarray(np.einsum("in,ij,jn->n", ones[0], whole.cpu().numpy(), ones[1], optimize=True))
+    return np.asarray(np.einsum("in,ij,jn->n", ones[0], whole.double().cpu().numpy(), ones[1], optimize=True))

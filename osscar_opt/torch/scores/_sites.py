@@ -50,6 +50,11 @@ class Material:
         """The layers that read the sites' units, by name."""
         return {name: find_layer(self.model, name) for site in self.sites.values() for name in site.consumers}
 
+    @property
+    def site_of(self) -> dict[str, str]:
+        """The site that each of these layers reads."""
+        return {consumer: name for name, site in self.sites.items() for consumer in site.consumers}
+
     def samples(self, number: int) -> int:
         """How many samples a batch has: the length of its first tensor."""
         args, kwargs = self.batches.call(number)
@@ -104,6 +109,7 @@ def parameters_of(
 
 def writing_weights(model: torch.nn.Module, site: Site) -> Iterator[tuple[Slice, torch.nn.Parameter]]:
     """The weights, not biases or norms, of the layers that write a site's units, along the axis of their outputs."""
+    found = False
     for part, parameter in parameters_of(model, site.slices):
         name = layer_name(part.parameter)
         if name not in site.producers or parameter.ndim < 2:
@@ -111,7 +117,12 @@ def writing_weights(model: torch.nn.Module, site: Site) -> Iterator[tuple[Slice,
         # a layer that writes units and reads them too has a slice along either axis
         if name in site.consumers and part.axis != _output_axis(find_layer(model, name)):
             continue
+        found = True
         yield part, parameter
+    if not found:
+        raise LayerError(
+            f"no layer with weights writes the units of {site.name}: choose other sites, or another rule."
+        )
 
 
 def _output_axis(layer: torch.nn.Module) -> int:
@@ -131,7 +142,9 @@ def filters(site: Site, part: Slice, parameter: torch.Tensor) -> torch.Tensor:
     units = torch.from_numpy(np.asarray(part.units))
     counts = torch.bincount(units[units >= 0], minlength=site.n)
     if int(counts.min()) != int(counts.max()):
-        raise LayerError(f"the units of {site.name} have unequal shares of {part.parameter}.")
+        raise LayerError(
+            f"the units of {site.name} have unequal shares of {part.parameter}: choose other sites, or another rule."
+        )
     order = torch.argsort(units, stable=True)[int((units < 0).sum()) :]
     return rows[order].reshape(site.n, -1)
 

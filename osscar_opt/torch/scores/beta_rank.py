@@ -11,8 +11,8 @@ scaled to [0, 1] over the units of a layer. M. Homayounfar, M. Koohi-Moghadam, R
 2304.07461), equation 5. The abstract and the published code were read. Where the code cuts its windows along the wrong
 axes (it slices the channels in place of the rows), the definition above is followed.
 
-Where several layers write a unit, the scaled scores are averaged. A position where the inputs do not vary is left out;
-padding is not.
+Where several layers write a unit, the scaled scores are averaged. A position where the inputs do not vary is left out.
+The zeros around a convolution's input do not count among its inputs; the padding tokens of a text do.
 
 Needs: feature maps of the layers that write the units, before and after.  Updates nothing.  Left out: training.
 """
@@ -75,9 +75,6 @@ def beta_rank_scores(
         ]
         for name, site in material.sites.items()
     }
-    nobody = next((name for name, layers in writers.items() if not layers), None)
-    if nobody is not None:
-        raise LayerError(f"no layer with weights writes the units of {nobody}.")
     ratios = _ratios(material, {layer for layers in writers.values() for layer, _, _ in layers})
     return PerProblem(
         {name: _averaged(material.sites[name].n, layers, ratios) for name, layers in writers.items()},
@@ -130,6 +127,10 @@ def _ratios(material: Material, names: set[str]) -> dict[str, FloatArray]:
         with as_found(material.model), torch.no_grad(), watch(layers, look):
             for number in range(len(material.batches)):
                 samples = material.samples(number)
+                if samples < 2:
+                    raise LayerError(
+                        "beta_rank compares the samples of a batch with each other: give at least two samples a batch."
+                    )
                 args, kwargs = material.batches.call(number)
                 material.model(*args, **kwargs)
     finally:
@@ -137,7 +138,9 @@ def _ratios(material: Material, names: set[str]) -> dict[str, FloatArray]:
             handle.remove()
     missing = names - total.keys()
     if missing:
-        raise LayerError(f"{min(missing)} was never called by itself, so its outputs are not known.")
+        raise LayerError(
+            f"{min(missing)} was never called by itself, so its outputs are not known: choose other sites."
+        )
     return {name: value / len(material.batches) for name, value in total.items()}
 
 

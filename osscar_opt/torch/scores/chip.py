@@ -6,8 +6,8 @@ With A (units x positions) the feature maps of one sample, one unit a row,
 
 A_{-u} being A with row u set to zero. Y. Sui, M. Yin, Y. Xie, H. Phan, S. Zonouz, B. Yuan, "CHIP: CHannel
 Independence-based Pruning for Compact Neural Networks", NeurIPS 2021 (arXiv 2110.13981), equations 2 and 4. The maps
-are what the layer that reads the units is called with, padding left out. The neurons of a text model have one as well:
-their values over the tokens of a sequence; a head's rows go together.
+are what the layer that reads the units is called with, padding left out; where several read different ones, the mean.
+The neurons of a text model have one as well: their values over the tokens of a sequence; a head's rows go together.
 
 The published code computes n + 1 singular value decompositions of a sample. Here one eigendecomposition does for all
 units of one row: with M = A'A = Q diag(d) Q', a the row and v = Q'a,
@@ -100,16 +100,19 @@ def chip_scores(
 def _add(material: Material, number: int, count: int, total: dict[str, FloatArray]) -> None:
     """Add the falls of the first samples of a batch."""
     layers = material.consumers()
-    site_of = {consumer: name for name, site in material.sites.items() for consumer in site.consumers}
+    site_of = material.site_of
     samples = material.samples(number)
     mask = material.batches.masks[number]
-    done: set[str] = set()
+    inputs: dict[str, dict[int, torch.Tensor]] = {
+        name: {} for name in material.sites
+    }  # held, so that ids stay theirs
+    falls = {name: np.zeros(site.n) for name, site in material.sites.items()}
 
     def look(consumer: str, call: LayerCall) -> None:
         name = site_of[consumer]
-        if name in done:  # several layers read the same maps
+        if id(call.inputs) in inputs[name]:  # several layers read the same maps
             return
-        done.add(name)
+        inputs[name][id(call.inputs)] = call.inputs
         maps = (
             by_sample(call.inputs.detach(), layers[consumer], samples, consumer)[:count]
             .double()
@@ -124,11 +127,13 @@ def _add(material: Material, number: int, count: int, total: dict[str, FloatArra
             )
             seen = sample if real is None else sample[:, real]
             rows, of_row = (seen, units) if site.kind == "heads" else _one_row_each(seen, units)
-            total[name] += nuclear_norm_drops(rows, of_row, site.n)
+            falls[name] += nuclear_norm_drops(rows, of_row, site.n)
 
     args, kwargs = material.batches.call(number)
     with as_found(material.model), torch.no_grad(), watch(layers, look):
         material.model(*args, **kwargs)
+    for name, seen in inputs.items():
+        total[name] += falls[name] / max(len(seen), 1)
 
 
 def _one_row_each(maps: FloatArray, units: IntArray) -> tuple[FloatArray, IntArray]:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from osscar_opt._typing import FloatArray
-from osscar_opt.errors import LayerError
 from osscar_opt.formulations.per_problem import PerProblem
 from osscar_opt.torch.coupling import Coupling, Site
 from osscar_opt.torch.scores._sites import filters, prepare, writing_weights
@@ -68,8 +67,6 @@ def fpgm_scores(
 
 def _distances(model: torch.nn.Module, site: Site) -> FloatArray:
     parts = [filters(site, part, parameter) for part, parameter in writing_weights(model, site)]
-    if not parts:
-        raise LayerError(f"no layer with weights writes the units of {site.name}.")
     whole = torch.cat(parts, dim=1)
     exact = "donot_use_mm_for_euclid_dist"  # by products, distances of near duplicates would be rounding
     distances: Any = torch.cdist(whole, whole, compute_mode=exact).sum(1).numpy()

@@ -72,7 +72,7 @@ def head_importance_scores(
                 total[name] += np.abs(values).sum(axis=0) * len(values)
     return PerProblem(
         {name: value / (np.linalg.norm(value) or 1.0) for name, value in total.items()},
-        rule="head_importance_scores",
+        rule="head_importance",
     )
 
 
@@ -90,10 +90,11 @@ def _gates(material: Material, number: int, loss: Loss | None) -> dict[str, Floa
     with watch(layers, seen):
         output = material.model(*args, **kwargs)
     value = batch_loss(material, number, loss, output)
-    gradients = torch.autograd.grad(value, [inputs for _, inputs in calls], allow_unused=True)
+    inputs_seen = [inputs for _, inputs in calls]
+    gradients = torch.autograd.grad(value, inputs_seen, allow_unused=True) if calls else ()
     samples = material.samples(number)
     found = {name: np.zeros((samples, site.n)) for name, site in material.sites.items()}
-    site_of = {consumer: name for name, site in material.sites.items() for consumer in site.consumers}
+    site_of = material.site_of
     for (consumer, inputs), gradient in zip(calls, gradients, strict=True):
         if gradient is None:
             continue

@@ -45,7 +45,7 @@ _MEMORY = 0.9
 
 @dataclass
 class _Adapter:
-    """Factors of one weight, seen as a matrix outputs by the rest."""
+    """Factors of one weight, seen as a matrix outputs by the rest; in float32, whatever the weight is in."""
 
     parameter: torch.nn.Parameter
     a: torch.Tensor  # (rank, rest)
@@ -53,12 +53,12 @@ class _Adapter:
 
     @property
     def weight(self) -> torch.Tensor:
-        return self.parameter.detach() + (self.b @ self.a).view_as(self.parameter)
+        return self.parameter.detach() + (self.b @ self.a).view_as(self.parameter).to(self.parameter.dtype)
 
     def products(self) -> FloatArray:
         """Absolute value of estimated gradient times weight, in the weight's shape."""
-        assert self.a.grad is not None
-        assert self.b.grad is not None
+        if self.a.grad is None or self.b.grad is None:  # the batch does not use this weight
+            return np.zeros(self.parameter.shape)
         with torch.no_grad():
             gradient = self.b.grad @ self.a + self.b @ self.a.grad - self.b.grad @ self.a.grad
             return np.asarray((gradient.view_as(self.parameter) * self.weight).abs().double().cpu().numpy())
@@ -141,7 +141,7 @@ def _adapters(parts: Sequence[tuple[Slice, torch.nn.Parameter]], rank: int, seed
         a = (2.0 * torch.rand(rank, rest, generator=generator) - 1.0) / np.sqrt(rest)
         b = torch.zeros(outputs, rank)
         found[part.parameter] = _Adapter(
-            parameter, a.to(parameter).requires_grad_(), b.to(parameter).requires_grad_()
+            parameter, a.to(parameter.device).requires_grad_(), b.to(parameter.device).requires_grad_()
         )
     return found
 

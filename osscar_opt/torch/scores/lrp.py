@@ -5,8 +5,9 @@ its output j has among its inputs i by their positive contributions (alpha = 1, 
 
 .. math:: R_i = \sum_j \frac{(x_i w_{ij})^+}{\sum_{i'} (x_{i'} w_{i'j})^+ + (b_j)^+} R_j ,
 
-batch norm folded into the product before it; activations hand on what they get; sums and averages share it in
-proportion to their parts; a maximum hands it to the largest. A unit's score is
+batch norm folded into the product before it (elsewhere its scale hands on, and its shift keeps its share); activations
+hand on what they get; sums and averages share it in proportion to their parts; a maximum hands it to the largest. A
+unit's score is
 
 .. math:: I_u = \sum_{\text{samples, positions}} | R_u | .
 
@@ -49,7 +50,9 @@ _ACTIVATIONS = {
 _REFUSED = {
     _F.softmax, _F.scaled_dot_product_attention, _F.layer_norm, _F.group_norm, _F.embedding, _F.rms_norm,
     torch.softmax, torch.Tensor.softmax, torch.layer_norm, torch.pow, torch.Tensor.pow, torch.Tensor.__pow__,
-    torch.square, torch.Tensor.square, torch.exp, torch.Tensor.exp,
+    torch.square, torch.Tensor.square, torch.exp, torch.Tensor.exp, _F.multi_head_attention_forward, _F.glu,
+    _F.conv3d, _F.conv_transpose1d, _F.conv_transpose2d, _F.conv_transpose3d, torch.addmm, torch.Tensor.addmm,
+    torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, torch.baddbmm, torch.Tensor.baddbmm,
 }  # fmt: skip
 _BETWEEN = {
     torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.mul_, torch.Tensor.multiply, torch.Tensor.__mul__,
@@ -124,8 +127,10 @@ def _add(material: Material, number: int, bias: bool, total: dict[str, Any]) -> 
             f"the {type(material.model).__name__} returns no logits of classes, whose relevance lrp follows."
         )
     chosen = logits.gather(1, classes_of(material, number, logits)[:, None]).sum()
+    if not calls:  # the batch reaches none of the layers
+        return
     gradients = torch.autograd.grad(chosen, [own for _, _, own in calls], allow_unused=True)
-    site_of = {consumer: name for name, site in material.sites.items() for consumer in site.consumers}
+    site_of = material.site_of
     relevance: dict[tuple[str, int], tuple[str, torch.Tensor]] = {}
     for (consumer, inputs, own), gradient in zip(calls, gradients, strict=True):
         if gradient is not None:  # several layers that read the same tensor get their shares of one relevance
@@ -148,10 +153,12 @@ class _Rules(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        func, args, kwargs = _as_linear(func, args, kwargs or {})
         if func in _REFUSED or (func in _BETWEEN and _between_activations(args)):
             name = getattr(func, "__name__", str(func))
-            raise LayerError(f"lrp has no rule for {name}: it is for networks of convolutions and matrices.")
+            raise LayerError(
+                f"lrp has no rule for {name}: it is for networks of convolutions and matrices, so choose another rule."
+            )
         if func in _PRODUCTS:
             output = self._product(func, args, kwargs)
             # the output is held, so that its id stays its own
@@ -200,6 +207,18 @@ class _Rules(TorchFunctionMode):
         shift = -mean * scale if norm.get("bias") is None else norm["bias"] - mean * scale
         given["weight"] = given["weight"] * scale.view(-1, *[1] * (given["weight"].ndim - 1))
         return self._product(func, (), given | {"bias": shift})
+
+
+def _as_linear(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """A product with a parameter, however it is spelled, as `torch.nn.functional.linear`."""
+    if func in (torch.addmm, torch.Tensor.addmm) and not kwargs and isinstance(args[2], torch.nn.Parameter):
+        return _F.linear, (args[1], args[2].T, args[0]), {}
+    plain = func in (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__)
+    if plain and len(args) == 2 and isinstance(args[1], torch.nn.Parameter) and args[1].ndim == 2:
+        return _F.linear, (args[0], args[1].T), {}
+    return func, args, kwargs
 
 
 def _in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

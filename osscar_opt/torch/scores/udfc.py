@@ -9,7 +9,8 @@ parts compose to the Kronecker product of their filters,
     \Gamma_{uv} = \prod_{\ell} \bigl( v^{\ell}_u \cdot v^{\ell}_v \bigr) .
 
 What lies between, activations above all, is taken for linear, as UDFC does (see `osscar_opt.solvers.published.udfc`).
-The product over several layers is ours: the paper's channels are made by one.
+The product over several layers is ours: the paper's channels are made by one. Layers whose outputs are added (a
+residual sum) would have the sum of their inner products; they are not told apart: do not take this rule for such sites.
 """
 
 from __future__ import annotations
@@ -73,16 +74,12 @@ def filter_gram(
            [1., 2., 2.]])
     """
     material = prepare(model, batches, coupling, sites)
-    return PerProblem(
-        {name: _gram(material, site) for name, site in material.sites.items()}, rule="filter_gram"
-    )
+    return PerProblem({name: _gram(material, site) for name, site in material.sites.items()}, rule="udfc")
 
 
 def _gram(material: Material, site: Site) -> FloatArray:
     model, product = material.model, np.ones((site.n, site.n))
     parts = list(writing_weights(model, site))
-    if not parts:
-        raise LayerError(f"no layer with weights writes the units of {site.name}.")
     norms = _norms(material, site)
     biases = {p.parameter: (p, value) for p, value in parameters_of(model, site.slices) if value.ndim == 1}
     for part, parameter in parts:
