@@ -65,8 +65,12 @@ def test_every_name_of_ours_is_a_solver_of_that_name() -> None:
         assert cls.name == info.name
         assert dataclasses.is_dataclass(cls)
         assert info.summary.endswith(".")
-        assert get_solver(info.name) == cls()
-        assert hash(get_solver(info.name)) == hash(cls())
+        given = {option: [1.0, 2.0] for option in info.required_options}
+        assert get_solver(info.name, given) == cls(**given)
+        assert hash(get_solver(info.name, given)) == hash(cls(**given))
+        if given:
+            with pytest.raises(OptionError, match=f"needs {info.required_options[0]}="):
+                get_solver(info.name)
     assert {"auto", "exhaustive", "greedy", "forward", "osscar", "swap", "search"} <= set(solvers().names)
 
 
