@@ -130,3 +130,57 @@ def test_networks_of_pictures(
     assert rows["osscar parallel"]["kl"] < rows["magnitude"]["kl"]
     assert "| tiny | osscar parallel |" in capsys.readouterr().out
     module._dense_logits.cache_clear()
+
+
+def test_rules_on_whole_models(
+    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = script("rules")
+    built = language()[0]
+    before = {name: value.clone() for name, value in built.state_dict().items()}
+    inner = ("features.2.conv.2", "features.3.conv.2")
+    network = Network("tiny", ZOO["mobilenet_v2"].build, (127.0,) * 3, (64.0,) * 3, inner)
+    draw = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (24, 3, 32, 32), generator=draw).byte()
+    monkeypatch.setattr(module, "load_language_model", lambda _: (built, Tokenizer(), "tiny"))
+    monkeypatch.setattr(module, "calibration", windows)
+    texts = {text: torch.randint(3, 93, (2, LENGTH), generator=draw) for text in module.TEXTS}
+    monkeypatch.setattr(module, "held_out", lambda tokenizer, count: texts)
+    monkeypatch.setattr(module, "NETWORKS", {module.NETWORK: network})
+    monkeypatch.setattr(module, "calibration_pictures", lambda views: pictures[:16])
+    monkeypatch.setattr(module, "held_out_pictures", lambda: pictures[16:])
+    cases = tuple(
+        module.Case(c.name, c.said, c.model, inner if c.model == module.NETWORK else c.sites, 0.5)
+        for c in module.CASES
+        if c.name != "ffn25"
+    )
+    monkeypatch.setattr(module, "CASES", cases)
+    caches = (module.subject, module.problems, module.tables)
+    for cache in caches:
+        cache.cache_clear()
+    out = tmp_path / "rules.jsonl"
+    command = ["rules.py", "--out", str(out), "--windows", "8", "--score-windows", "8", "--eval-windows", "2"]
+    only = [
+        f"{c.name}/{rule}" for c in cases for rule in ("wanda", "flap", "ziplm", "taylor", "lrp", "osscar")
+    ]
+    monkeypatch.setattr(sys, "argv", [*command, "--only", *only])
+    module.main()
+    rows = {(row["case"], row["method"]): row for row in map(json.loads, out.read_text().splitlines())}
+    for case in cases:
+        errors = {method: row.get("objective") for (name, method), row in rows.items() if name == case.name}
+        for label in ("wanda", "flap", "ziplm", "taylor"):
+            assert errors[f"{label}, refitted"] <= errors[f"{label}, as published"] * (1 + 1e-6), (
+                case,
+                label,
+            )
+        assert errors["osscar, refitted"] <= errors["wanda, refitted"] * (1 + 1e-9)
+        assert errors["osscar, with biases, refitted"] <= errors["flap, refitted"] * (1 + 1e-9)
+        assert (rows[case.name, "lrp, refitted"]["status"] == "done") == (case.model == module.NETWORK)
+    assert all(torch.equal(value, before[name]) for name, value in built.state_dict().items())
+    said = capsys.readouterr().out
+    assert "### 1 of 3 KV groups" in said
+    assert "not applicable: lrp has no rule for" in said
+    monkeypatch.setattr(module, "pruned", lambda *_: pytest.fail("what is done is not done again"))
+    module.main()
+    for cache in caches:
+        cache.cache_clear()
