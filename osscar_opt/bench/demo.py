@@ -169,7 +169,7 @@ def compare_methods(
 
     solutions: list[Solution] = []
     skipped: list[tuple[str, str]] = []
-    methods = [info for info in solvers() if info.name != "auto"]
+    methods = [info for info in solvers() if info.name != "auto" and not info.required_options]
     for done, info in enumerate(methods):
         if progress is not None:
             progress(done, len(methods), info.name)
