@@ -18,7 +18,8 @@ published code. Biases are left out of the sums there and counted here only wher
 All of this is one backward pass with other derivatives: a layer whose gradient is g = R / y hands back R_i / x_i.
 
 Needs: gradients of the logits, in a network of convolutions, matrices, norms, sums and pooling. Attention, gates and
-other products of activations have no rule here: they are refused by name.  Updates nothing.
+other products of activations have no rule here: they are refused by name; what else is not listed here hands on by its
+derivative.  Updates nothing.
 """
 
 from __future__ import annotations
