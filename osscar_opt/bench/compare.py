@@ -21,6 +21,7 @@ from osscar_opt.errors import InfeasibleError, InputError, LayerError, OptionErr
 from osscar_opt.formulations.problem import Problem
 from osscar_opt.linalg.blas import cholesky_lower, inverse_from_cholesky_lower
 from osscar_opt.solvers.progress import Tally
+from osscar_opt.solvers.published._surgeon import scaled_gram
 
 if TYPE_CHECKING:
     import torch
@@ -102,11 +103,12 @@ def compare(
                 continue
             try:
                 row, bound = _run(problem, found, given.get(found.name), time_limit)
-            except InfeasibleError:
+            except (
+                InfeasibleError,
+                OptionError,
+            ):  # nothing fits, or what was handed over is not what the rule takes
                 raise
             except OsscarError as error:
-                if isinstance(error, OptionError):  # what was handed over is not what the rule takes
-                    raise
                 skipped.append((found.name, str(error)))
                 continue
             rows.append(row)
@@ -178,18 +180,14 @@ def compare_layer(
     >>> sorted(row.rule.name for row in found.rows)
     ['flap', 'osscar', 'taylor']
     """
-    from osscar_opt.torch.collect import each_batch
-    from osscar_opt.torch.coupling import trace_coupling
+    from osscar_opt.torch.plan import hold_and_trace
     from osscar_opt.torch.prune import collect_problems
     from osscar_opt.torch.scores import MODEL_RULES
 
     names = [rule(name).name for name in (_default_rules() if rules is None else rules)]
     if (sparsity is None) == (keep is None):
         raise InputError("give either sparsity, the share of units that goes, or keep, how many stay.")
-    held = list(each_batch(batches))
-    if not held:
-        raise LayerError("there were no batches to run through the model: give at least one.")
-    coupling = trace_coupling(model, [held[0]])
+    held, coupling = hold_and_trace(model, batches)
     sites = coupling.select(layer)
     if len(sites) != 1:
         raise LayerError(f"{layer!r} stands for {len(sites)} sites: name one of {', '.join(sites[:5])}.")
@@ -256,8 +254,7 @@ def _run(problem: Problem, found: Rule, array: Any, time_limit: float | None) ->
 
 def _inverse_seconds(problem: Problem) -> float:
     """Seconds of one Cholesky inverse of the gram, the median of three."""
-    scale = 1.0 / np.sqrt(np.where(problem.live_rows, problem.gram.diagonal(), 1.0))
-    gram = problem.gram * scale * scale[:, None] + np.diag(np.where(problem.live_rows, 0.0, 1.0))
+    gram, _ = scaled_gram(problem)
     times = []
     for _ in range(3):
         copy = np.array(gram, order="F")

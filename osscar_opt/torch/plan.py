@@ -12,11 +12,14 @@ import numpy as np
 
 from osscar_opt.errors import InputError, LayerError
 from osscar_opt.formulations.moments import keep_at_sparsity
+from osscar_opt.torch.collect import each_batch
 
 if TYPE_CHECKING:
+    import torch
+
     from osscar_opt.torch.coupling import Coupling, Site
 
-__all__ = ["KINDS", "Width", "choose_sites", "choose_widths", "fitting"]
+__all__ = ["KINDS", "Width", "choose_sites", "choose_widths", "fitting", "hold_and_trace"]
 
 KINDS = ("neurons", "heads", "channels")
 """What the units of a site can be."""
@@ -71,6 +74,32 @@ class Width:
         if self.block_keep is None:
             return {"keep": self.keep}
         return {"blocks": self.site.blocks, "block_keep": np.array(self.block_keep)}
+
+
+def hold_and_trace(
+    model: torch.nn.Module, batches: Any, coupling: Coupling | None = None
+) -> tuple[list[Any], Coupling]:
+    """Go through the batches once, and find out on the first what goes together, unless that is known.
+
+    Raises
+    ------
+    LayerError
+        When there are no batches.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> held, coupling = hold_and_trace(model, torch.zeros(4, 5))
+    >>> len(held), list(coupling.sites)
+    (1, ['2'])
+    """
+    from osscar_opt.torch.coupling import trace_coupling
+
+    held = list(each_batch(batches))
+    if not held:
+        raise LayerError("there were no batches to run through the model: give at least one.")
+    return held, trace_coupling(model, [held[0]]) if coupling is None else coupling
 
 
 def choose_sites(coupling: Coupling, sites: str | Sequence[str] | None, given: Any) -> dict[str, Site]:

@@ -21,11 +21,10 @@ from osscar_opt.solvers.base import Solver
 from osscar_opt.solvers.progress import Tally
 from osscar_opt.solvers.registry import get_solver
 from osscar_opt.torch.calibration import Calibration
-from osscar_opt.torch.collect import each_batch
-from osscar_opt.torch.coupling import Coupling, trace_coupling
+from osscar_opt.torch.coupling import Coupling
 from osscar_opt.torch.layers import find_layer, view_of
 from osscar_opt.torch.moments import LayerMoments
-from osscar_opt.torch.plan import Width, choose_sites, choose_widths
+from osscar_opt.torch.plan import Width, choose_sites, choose_widths, hold_and_trace
 from osscar_opt.torch.pruning import Options, Pruning, dense_parts
 from osscar_opt.torch.report import PruneReport
 from osscar_opt.torch.scores import MODEL_RULES
@@ -406,10 +405,7 @@ def _is_number(value: Any) -> bool:
 def _traced(model: Any, batches: Any, coupling: Coupling | None) -> tuple[list[Any], Coupling]:
     if not isinstance(model, torch.nn.Module):
         raise LayerError(f"expected a torch module to prune, got {type(model).__name__}.")
-    held = list(each_batch(batches))
-    if not held:
-        raise LayerError("there were no batches to run through the model: give at least one.")
-    return held, trace_coupling(model, [held[0]]) if coupling is None else coupling
+    return hold_and_trace(model, batches, coupling)
 
 
 def _require_layers(model: torch.nn.Module, widths: Mapping[str, Width], intercept: bool | None) -> None:

@@ -152,11 +152,9 @@ def weight_times_gradient(
 def _product(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
     """Weight times gradient, in float32 at least."""
     values = parameter.detach()
-    return (
-        values * gradient
-        if values.dtype in (torch.float32, torch.float64)
-        else values.float() * gradient.float()
-    )
+    if values.dtype in (torch.float32, torch.float64):
+        return values * gradient
+    return values.float() * gradient.float()
 
 
 def mean_square(
@@ -182,16 +180,11 @@ def _summed(
         product = products[parameter]
         if product is None:
             continue
-        along = (
-            product.movedim(part.axis, 0).flatten(1).sum(1, dtype=torch.float64)
-            if product.ndim > 1
-            else product
-        )
-        total += per_unit(along.double().cpu().numpy(), np.asarray(part.units), site.n)
+        along = product.movedim(part.axis, 0).reshape(len(part.units), -1).sum(1, dtype=torch.float64)
+        total += per_unit(along.cpu().numpy(), np.asarray(part.units), site.n)
         for other, same in parts[:place]:
-            if (
-                same is parameter and other.axis != part.axis
-            ):  # what lies where a unit's own row and column cross
+            # what lies where a unit's own row and column cross counts once
+            if same is parameter and other.axis != part.axis:
                 total -= _crossing(site, part, other, product)
     return total
 
@@ -199,7 +192,6 @@ def _summed(
 def _crossing(site: Site, part: Slice, other: Slice, product: torch.Tensor) -> FloatArray:
     whole = product.movedim((part.axis, other.axis), (0, 1))
     whole = whole.flatten(2).sum(2) if whole.ndim > 2 else whole
-    ones = [
-        np.eye(site.n + 1)[np.asarray(s.units)][:, : site.n] for s in (part, other)
-    ]  # unit -1 is the last column
+    # one row an index, with a one at its unit; of unit -1 that is the last column, which is cut off
+    ones = [np.eye(site.n + 1)[np.asarray(s.units)][:, : site.n] for s in (part, other)]
     return np.asarray(np.einsum("in,ij,jn->n", ones[0], whole.double().cpu().numpy(), ones[1], optimize=True))

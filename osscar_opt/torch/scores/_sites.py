@@ -11,9 +11,9 @@ import torch
 from osscar_opt._typing import FloatArray, IntArray
 from osscar_opt.errors import LayerError
 from osscar_opt.torch.batches import Batches
-from osscar_opt.torch.collect import each_batch
-from osscar_opt.torch.coupling import Coupling, Site, Slice, trace_coupling
+from osscar_opt.torch.coupling import Coupling, Site, Slice
 from osscar_opt.torch.layers import find_layer
+from osscar_opt.torch.plan import hold_and_trace
 
 __all__ = [
     "Material",
@@ -77,10 +77,7 @@ def prepare(
     """
     if not isinstance(model, torch.nn.Module):
         raise LayerError(f"expected a torch module, got {type(model).__name__}.")
-    given = list(each_batch(batches))
-    if not given:
-        raise LayerError("there were no batches to run through the model: give at least one.")
-    found = trace_coupling(model, [given[0]]) if coupling is None else coupling
+    given, found = hold_and_trace(model, batches, coupling)
     names = set(found.select(sites))
     if not names:
         raise LayerError(

@@ -180,9 +180,8 @@ def _single_rows(maps: FloatArray) -> FloatArray:
     if not values.size or values[0] == 0.0:
         return np.zeros(len(maps))
     spectrum = (values / values[0]) ** 2
-    squares = (
-        left * values / values[0]
-    ) ** 2  # v_i^2: row u of A is the combination left[u] * values of Q's columns
+    # v_i^2: row u of A is the combination left[u] * values of Q's columns
+    squares = (left * values / values[0]) ** 2
     # what of a row's unit vector the left singular vectors do not span: nothing, where they are as many as the rows
     outside = np.zeros(len(maps))
     if left.shape[0] > left.shape[1]:

@@ -109,15 +109,13 @@ def lrp_scores(
 
 def _add(material: Material, number: int, bias: bool, total: dict[str, Any]) -> None:
     """Add the absolute relevances of one batch."""
-    calls: list[tuple[str, int, torch.Tensor]] = []
+    calls: list[tuple[str, torch.Tensor, torch.Tensor]] = []  # inputs are held, so that ids stay theirs
     layers = material.consumers()
     args, kwargs = material.batches.call(number)
-    held: list[torch.Tensor] = []  # so that no other tensor takes an id
 
     def seen(name: str, call: LayerCall) -> torch.Tensor:
         own = call.inputs.view_as(call.inputs)  # whose gradient is that through this layer alone
-        held.append(call.inputs)
-        calls.append((name, id(call.inputs), own))
+        calls.append((name, call.inputs, own))
         return own
 
     with _Rules(bias), watch(layers, seen):
@@ -136,7 +134,7 @@ def _add(material: Material, number: int, bias: bool, total: dict[str, Any]) -> 
     for (consumer, inputs, own), gradient in zip(calls, gradients, strict=True):
         if gradient is not None:  # several layers that read the same tensor get their shares of one relevance
             share = by_sample((own.detach() * gradient).double(), layers[consumer], len(logits), consumer)
-            key = site_of[consumer], inputs
+            key = site_of[consumer], id(inputs)
             relevance[key] = consumer, share + (relevance[key][1] if key in relevance else 0.0)
     for (name, _), (consumer, whole) in relevance.items():
         units = np.asarray(material.sites[name].consumers[consumer])
